@@ -1,0 +1,15 @@
+//! Effects that nobody else may reach for: clock, randomness, threads, tasks, queues, files,
+//! failpoints and metrics.
+//!
+//! Decides how the process touches the world outside of its own memory, so that a test or the
+//! simulator can stand in for it, and so that every queue is bounded. Used by all other modules;
+//! uses none of them.
+
+pub mod clock;
+pub mod failpoint;
+pub mod file;
+pub mod metrics;
+pub mod queue;
+pub mod random;
+pub mod task;
+pub mod thread;

@@ -1,0 +1,230 @@
+//! A bounded queue between threads that is drained, not popped.
+//!
+//! Decides how batches form: whatever arrived while the consumer was busy is its next batch. The
+//! consumer sleeps only on an empty queue, and a producer wakes it only when the queue stops being
+//! empty, so a hand-over costs one wake-up per batch.
+//!
+//! Invariants
+//! - Q1 Items leave in the order in which they came.
+//! - Q2 At most `items_max` items wait.
+
+use std::{
+    collections::VecDeque,
+    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+/// The producers' end. Cloning shares it.
+#[derive(Debug)]
+pub struct Sender<T>(Arc<Shared<T>>);
+
+/// The consumer's end.
+#[derive(Debug)]
+pub struct Receiver<T>(Arc<Shared<T>>);
+
+/// Why an item was not taken; it is handed back.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Refused<T> {
+    /// The queue is at its bound.
+    Full(T),
+    /// The consumer is gone.
+    Closed(T),
+}
+
+/// What a wait came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Drained {
+    /// At least one item was taken.
+    Items,
+    /// The time was up.
+    TimedOut,
+    /// The queue is empty and every producer is gone.
+    Closed,
+}
+
+#[derive(Debug)]
+struct Shared<T> {
+    state: Mutex<State<T>>,
+    not_empty: Condvar,
+    not_full: Condvar,
+    items_max: usize,
+}
+
+#[derive(Debug)]
+struct State<T> {
+    items: VecDeque<T>,
+    senders: usize,
+    receiver_gone: bool,
+    receiver_sleeps: bool,
+}
+
+/// A queue for at most `items_max` items.
+#[must_use]
+pub fn bounded<T>(items_max: usize) -> (Sender<T>, Receiver<T>) {
+    assert!(0 < items_max, "a queue needs room");
+    let shared = Arc::new(Shared {
+        state: Mutex::new(State {
+            items: VecDeque::new(),
+            senders: 1,
+            receiver_gone: false,
+            receiver_sleeps: false,
+        }),
+        not_empty: Condvar::new(),
+        not_full: Condvar::new(),
+        items_max,
+    });
+    (Sender(Arc::clone(&shared)), Receiver(shared))
+}
+
+impl<T> Shared<T> {
+    fn lock(&self) -> MutexGuard<'_, State<T>> {
+        // Nothing panics while it holds the lock, so a poisoned state is still whole.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl<T> Sender<T> {
+    /// Queues `item` without waiting.
+    ///
+    /// # Errors
+    /// - [`Refused::Full`] at the bound, [`Refused::Closed`] without a consumer.
+    pub fn try_send(&self, item: T) -> Result<(), Refused<T>> {
+        let mut state = self.0.lock();
+        if state.receiver_gone {
+            return Err(Refused::Closed(item));
+        }
+        if self.0.items_max <= state.items.len() {
+            return Err(Refused::Full(item));
+        }
+        self.push(state, item);
+        Ok(())
+    }
+
+    /// Queues `item`, waiting for room. Not for asynchronous tasks.
+    ///
+    /// # Errors
+    /// - [`Refused::Closed`] without a consumer.
+    pub fn send(&self, item: T) -> Result<(), Refused<T>> {
+        let mut state = self.0.lock();
+        while self.0.items_max <= state.items.len() && !state.receiver_gone {
+            state = self.0.not_full.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+        if state.receiver_gone {
+            return Err(Refused::Closed(item));
+        }
+        self.push(state, item);
+        Ok(())
+    }
+
+    fn push(&self, mut state: MutexGuard<'_, State<T>>, item: T) {
+        state.items.push_back(item);
+        let wake = std::mem::take(&mut state.receiver_sleeps);
+        drop(state);
+        if wake {
+            self.0.not_empty.notify_one();
+        }
+    }
+}
+
+impl<T> Clone for Sender<T> {
+    fn clone(&self) -> Self {
+        self.0.lock().senders += 1;
+        Self(Arc::clone(&self.0))
+    }
+}
+
+impl<T> Drop for Sender<T> {
+    fn drop(&mut self) {
+        let mut state = self.0.lock();
+        state.senders -= 1;
+        if state.senders == 0 {
+            drop(state);
+            self.0.not_empty.notify_one();
+        }
+    }
+}
+
+impl<T> Receiver<T> {
+    /// Moves everything that waits to the end of `batch`, sleeping while there is nothing; for at
+    /// most `timeout`, if one is given.
+    pub fn drain(&mut self, batch: &mut Vec<T>, timeout: Option<Duration>) -> Drained {
+        let mut state = self.0.lock();
+        while state.items.is_empty() {
+            if state.senders == 0 {
+                return Drained::Closed;
+            }
+            state.receiver_sleeps = true;
+            match timeout {
+                None => {
+                    state = self.0.not_empty.wait(state).unwrap_or_else(PoisonError::into_inner);
+                }
+                Some(timeout) => {
+                    let (again, result) = self
+                        .0
+                        .not_empty
+                        .wait_timeout(state, timeout)
+                        .unwrap_or_else(PoisonError::into_inner);
+                    state = again;
+                    if result.timed_out() && state.items.is_empty() {
+                        state.receiver_sleeps = false;
+                        return Drained::TimedOut;
+                    }
+                }
+            }
+        }
+        state.receiver_sleeps = false;
+        let was_full = self.0.items_max <= state.items.len();
+        batch.extend(state.items.drain(..));
+        drop(state);
+        if was_full {
+            self.0.not_full.notify_all();
+        }
+        Drained::Items
+    }
+}
+
+impl<T> Drop for Receiver<T> {
+    fn drop(&mut self) {
+        let mut state = self.0.lock();
+        state.receiver_gone = true;
+        let orphans = std::mem::take(&mut state.items);
+        drop(state);
+        drop(orphans);
+        self.0.not_full.notify_all();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn everything_that_waits_leaves_as_one_batch() {
+        let (sender, mut receiver) = bounded(4);
+        for item in 0..3 {
+            sender.try_send(item).expect("there is room");
+        }
+        let mut batch = Vec::new();
+        assert_eq!(receiver.drain(&mut batch, None), Drained::Items);
+        assert_eq!(batch, [0, 1, 2]);
+    }
+
+    #[test]
+    fn full_queue_hands_the_item_back() {
+        let (sender, _receiver) = bounded(1);
+        sender.try_send(1).expect("there is room");
+        assert_eq!(sender.try_send(2), Err(Refused::Full(2)));
+    }
+
+    #[test]
+    fn consumer_learns_that_the_last_producer_left() {
+        let (sender, mut receiver) = bounded::<u8>(1);
+        drop(sender.clone());
+        assert_eq!(
+            receiver.drain(&mut Vec::new(), Some(Duration::ZERO)),
+            Drained::TimedOut
+        );
+        drop(sender);
+        assert_eq!(receiver.drain(&mut Vec::new(), None), Drained::Closed);
+    }
+}

@@ -1,0 +1,42 @@
+//! The one place where threads start.
+//!
+//! Decides their names and their priority. Called by `boot`, which owns the list of threads.
+
+use std::{io, thread};
+
+/// The scheduling priority of a thread.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Priority {
+    /// In the path of a request.
+    Normal,
+    /// Yields to everything in the path of a request.
+    Background,
+}
+
+/// Added to the niceness of background threads.
+const BACKGROUND_NICE: i32 = 10;
+
+/// Starts a thread; its name, at most 15 bytes, shows in `top -H` and in profiles.
+///
+/// # Errors
+/// If the system refuses another thread.
+#[expect(clippy::disallowed_methods, reason = "this is where threads start")]
+pub fn spawn<T, F>(
+    name: &'static str,
+    priority: Priority,
+    body: F,
+) -> io::Result<thread::JoinHandle<T>>
+where
+    F: FnOnce() -> T + Send + 'static,
+    T: Send + 'static,
+{
+    assert!(name.len() <= 15, "the kernel cuts the thread name {name:?}");
+    thread::Builder::new().name(name.to_owned()).spawn(move || {
+        if priority == Priority::Background {
+            // On Linux this concerns the calling thread only. Without the right to do so the
+            // thread simply keeps its priority.
+            drop(rustix::process::nice(BACKGROUND_NICE));
+        }
+        body()
+    })
+}
