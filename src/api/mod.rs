@@ -1,1 +1,3 @@
 //! Placeholder header of api.
+
+pub mod codec;

@@ -49,9 +49,9 @@ impl Clock {
     #[expect(clippy::disallowed_methods, reason = "this is where time enters")]
     pub fn unix(&self) -> Duration {
         match &self.0 {
-            Source::System(_) => SystemTime::now()
-                .duration_since(UNIX_EPOCH)
-                .unwrap_or(Duration::ZERO),
+            Source::System(_) => {
+                SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO)
+            }
             Source::Manual(_) => self.now(),
         }
     }

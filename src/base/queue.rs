@@ -220,10 +220,7 @@ mod tests {
     fn consumer_learns_that_the_last_producer_left() {
         let (sender, mut receiver) = bounded::<u8>(1);
         drop(sender.clone());
-        assert_eq!(
-            receiver.drain(&mut Vec::new(), Some(Duration::ZERO)),
-            Drained::TimedOut
-        );
+        assert_eq!(receiver.drain(&mut Vec::new(), Some(Duration::ZERO)), Drained::TimedOut);
         drop(sender);
         assert_eq!(receiver.drain(&mut Vec::new(), None), Drained::Closed);
     }
