@@ -1,0 +1,154 @@
+//! One open LMDB environment and its databases.
+//!
+//! Decides LMDB's settings. Owned by the backend; the only file with `unsafe` here.
+//!
+//! - Synced commits, no writable map. `NOSYNC` and `WRITEMAP` can corrupt the file when the power
+//!   fails. `NOMETASYNC` would save one of two disk flushes per commit, but then a commit that was
+//!   reported may be gone after a power cut, and everything that follows a report (truncating the
+//!   log, dropping rows from memory) would have to lag one commit behind; commits are off the path
+//!   of requests, so the plain setting stands.
+//! - Read transactions belong to their object, not to a thread: one thread may hold several.
+//! - The map is reserved once, far beyond any quota: growing one needs a moment without readers.
+
+use std::{
+    fs::OpenOptions,
+    io,
+    path::{Path, PathBuf},
+};
+
+use heed::{CommitOrAbort, Database, Env, EnvOpenOptions, WithoutTls, types::Bytes as Raw};
+
+use super::{
+    error::BackendError,
+    tables::{ROWS, Table},
+};
+
+/// A database inside of the environment.
+pub(super) type Tree = Database<'static, Raw, Raw>;
+
+/// The file inside of an environment's directory that holds its data.
+pub(super) const DATA_FILE: &str = "data.mdb";
+/// The file that coordinates readers; it holds nothing that outlives a process.
+pub(super) const LOCK_FILE: &str = "lock.mdb";
+/// Read transactions open at one time. Each costs 64 bytes of the lock file; far more than the
+/// threads of a member, because a stream of a large range holds one now and then.
+const READERS_MAX: u32 = 4096;
+/// What [`Environment::open`] falls back to, halving, before it gives up: 1 GiB.
+const MAP_BYTES_MIN: usize = 1 << 30;
+const TREES_MAX: u32 = 16;
+
+/// An open environment. Dropped when the last user is gone.
+#[derive(Debug)]
+pub(super) struct Environment {
+    pub(super) env: Env<WithoutTls>,
+    pub(super) rows: Tree,
+    tables: [Tree; Table::ALL.len()],
+    /// The data file, for errors.
+    pub(super) file: PathBuf,
+    page_bytes: u64,
+}
+
+/// How large the database is, in bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Sizes {
+    /// The pages of the file, used or free: what etcd calls the size of the database.
+    pub total: u64,
+    /// The pages that hold data.
+    pub in_use: u64,
+}
+
+impl Environment {
+    /// Opens or creates the environment in `dir`, which exists, with a map of `map_bytes`, or less
+    /// where the system refuses so much address space.
+    pub(super) fn open(dir: &Path, map_bytes: usize) -> Result<Self, BackendError> {
+        let env = Self::reserve(dir, map_bytes)?;
+        let file = dir.join(DATA_FILE);
+        let failed = |source| BackendError::Lmdb { file: dir.to_owned(), source };
+        let page_bytes = u64::from(env.unnamed_database_stat().page_size);
+        Self::restore_length(&env, page_bytes, &file)?;
+        let (rows, tables) = Self::trees(&env).map_err(failed)?;
+        Ok(Self { env, rows, tables, file, page_bytes })
+    }
+
+    fn reserve(dir: &Path, map_bytes: usize) -> Result<Env<WithoutTls>, BackendError> {
+        let mut map_bytes = map_bytes;
+        loop {
+            let mut options = EnvOpenOptions::new().read_txn_without_tls();
+            options.map_size(map_bytes).max_readers(READERS_MAX).max_dbs(TREES_MAX);
+            // SAFETY: the caller holds the directory's lock, so no other process and no other
+            // environment of this one changes the file under the map; no unsafe flag is set.
+            #[expect(unsafe_code, reason = "a memory map is only as safe as its file")]
+            let opened = unsafe { options.open(dir) };
+            match opened {
+                Ok(env) => return Ok(env),
+                Err(heed::Error::Io(error))
+                    if error.kind() == io::ErrorKind::OutOfMemory && MAP_BYTES_MIN < map_bytes =>
+                {
+                    tracing::info!(refused_bytes = map_bytes, "reserving a smaller map");
+                    map_bytes /= 2;
+                }
+                Err(source) => {
+                    return Err(BackendError::Lmdb { file: dir.to_owned(), source });
+                }
+            }
+        }
+    }
+
+    /// Makes the file as long as its meta page says. A file that lost its end would otherwise kill
+    /// the process with SIGBUS; zeros are refused by LMDB or by the records' checksums. (LMDB
+    /// itself may leave the file short by free pages.)
+    fn restore_length(
+        env: &Env<WithoutTls>,
+        page_bytes: u64,
+        file: &Path,
+    ) -> Result<(), BackendError> {
+        let failed = |source| BackendError::System { file: file.to_owned(), source };
+        let bytes = last_page(env) * page_bytes + page_bytes;
+        let data = OpenOptions::new().write(true).open(file).map_err(failed)?;
+        if data.metadata().map_err(failed)?.len() < bytes {
+            data.set_len(bytes).map_err(failed)?;
+        }
+        Ok(())
+    }
+
+    fn trees(env: &Env<WithoutTls>) -> heed::Result<(Tree, [Tree; Table::ALL.len()])> {
+        let txn = env.write_txn()?;
+        let created = env.create_databases_and_commit(txn, |opener, txn| {
+            let rows = opener.create_database::<Raw, Raw>(txn, Some(ROWS))?;
+            let mut tables = [rows; Table::ALL.len()];
+            for table in Table::ALL {
+                tables[table.position()] =
+                    opener.create_database::<Raw, Raw>(txn, Some(table.name()))?;
+            }
+            Ok::<_, heed::Error>(CommitOrAbort::<_, ()>::Commit((rows, tables)))
+        })?;
+        Ok(created.unwrap_commit())
+    }
+
+    pub(super) fn table(&self, table: Table) -> Tree {
+        self.tables[table.position()]
+    }
+
+    /// The size as of the last commit.
+    pub(super) fn sizes(&self) -> Result<Sizes, BackendError> {
+        let txn = self.env.read_txn().map_err(|source| self.failed(source))?;
+        // Two meta pages, and the pages of the tree of trees.
+        let main = self.env.unnamed_database_stat();
+        let mut pages = 2 + main.branch_pages + main.leaf_pages + main.overflow_pages;
+        for tree in std::iter::once(&self.rows).chain(&self.tables) {
+            let stat = tree.stat(&txn).map_err(|source| self.failed(source))?;
+            pages += stat.branch_pages + stat.leaf_pages + stat.overflow_pages;
+        }
+        let in_use = u64::try_from(pages).expect("a file has fewer pages") * self.page_bytes;
+        let total = (last_page(&self.env) + 1) * self.page_bytes;
+        Ok(Sizes { total, in_use: in_use.min(total) })
+    }
+
+    pub(super) fn failed(&self, source: heed::Error) -> BackendError {
+        BackendError::Lmdb { file: self.file.clone(), source }
+    }
+}
+
+fn last_page(env: &Env<WithoutTls>) -> u64 {
+    u64::try_from(env.info().last_page_number).expect("page numbers fit")
+}
