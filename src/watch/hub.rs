@@ -42,6 +42,17 @@ pub struct Credit {
     pub bytes: usize,
 }
 
+/// Responses on their way to one stream.
+#[derive(Debug, Default)]
+pub struct Outbox {
+    /// In order.
+    pub frames: Vec<Frame>,
+    /// How much room they take.
+    pub credit: Credit,
+    /// How many events they carry.
+    pub events: usize,
+}
+
 /// What a hub is told once.
 #[derive(Clone, Debug)]
 pub struct Settings {
@@ -70,6 +81,21 @@ pub struct Hub {
     /// Streams that cannot go on, because history is damaged.
     broken: Vec<StreamId>,
     random: Random,
+}
+
+impl Outbox {
+    pub(super) fn push(&mut self, frame: Frame, bytes: usize) {
+        self.credit += Credit { frames: 1, bytes };
+        self.events += frame.events_len();
+        self.frames.push(frame);
+    }
+}
+
+impl std::ops::AddAssign for Credit {
+    fn add_assign(&mut self, more: Self) {
+        self.frames += more.frames;
+        self.bytes += more.bytes;
+    }
 }
 
 impl Hub {
@@ -197,7 +223,7 @@ impl Hub {
 
     /// What is to be delivered to a stream, to be emptied by the caller, and whether a watcher
     /// waits for room in its queue.
-    pub fn outbox(&mut self, stream: StreamId) -> (&mut Vec<Frame>, bool) {
+    pub fn outbox(&mut self, stream: StreamId) -> (&mut Outbox, bool) {
         self.ledger.outbox(stream)
     }
 

@@ -29,7 +29,7 @@ use proto::etcdserverpb::WatchResponse;
 
 use super::{
     frame::{Body, Frame},
-    hub::{Credit, Settings, StreamId},
+    hub::{Credit, Outbox, Settings, StreamId},
     interest::{Seat, WatcherId, Wishes},
     slab::Slab,
 };
@@ -109,7 +109,7 @@ pub(super) struct Stream {
     pub(super) notified_watchers: usize,
     /// When the next notification is due; none while nobody asked for one.
     pub(super) due: Option<Duration>,
-    outbox: Vec<Frame>,
+    outbox: Outbox,
     /// What has been queued and not been taken yet, the outbox included.
     waiting: Credit,
     dirty: bool,
@@ -144,7 +144,7 @@ impl Stream {
             period,
             notified_watchers: 0,
             due: None,
-            outbox: Vec::new(),
+            outbox: Outbox::default(),
             waiting: Credit::default(),
             dirty: false,
             broken: false,
@@ -339,7 +339,7 @@ impl Ledger {
     }
 
     /// What is to be delivered to a stream, and whether anybody waits for room in its queue.
-    pub(super) fn outbox(&mut self, stream: StreamId) -> (&mut Vec<Frame>, bool) {
+    pub(super) fn outbox(&mut self, stream: StreamId) -> (&mut Outbox, bool) {
         let stream = &mut self.streams[stream.0];
         (&mut stream.outbox, !stream.parked.is_empty())
     }
@@ -400,9 +400,10 @@ impl Ledger {
 
     fn push(&mut self, stream: StreamId, frame: Frame) {
         let entry = &mut self.streams[stream.0];
+        let bytes = frame.encoded_len();
         entry.waiting.frames += 1;
-        entry.waiting.bytes += frame.encoded_len();
-        entry.outbox.push(frame);
+        entry.waiting.bytes += bytes;
+        entry.outbox.push(frame, bytes);
         self.mark_dirty(stream);
     }
 

@@ -5,6 +5,7 @@
 
 mod model;
 mod promises;
+mod threads;
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -13,9 +14,9 @@ use prost::Message;
 use proto::{etcdserverpb::WatchResponse, mvccpb};
 
 use super::{
-    frame::Identity,
+    frame::{Frame, Identity},
     history::{Chunk, ChunkLimit, Event, EventBatch, EventKind, History, HistoryError},
-    hub::{Credit, Hub, Settings, StreamId},
+    hub::{Hub, Settings, StreamId},
     request::{CreateWatch, Request},
 };
 use crate::{
@@ -148,15 +149,8 @@ impl Bench {
     }
 
     fn with_queue(queue_frames_max: usize) -> Self {
-        let settings = Settings {
-            identity: IDENTITY,
-            fragment_bytes_max: 200,
-            progress_notify_interval: NOTIFY_INTERVAL,
-            queue_frames_max,
-            queue_bytes_max: 1 << 20,
-            chunk: ChunkLimit { revisions: 2, bytes: 1 << 20 },
-        };
         let history = FakeHistory::new();
+        let settings = settings(queue_frames_max);
         let mut hub = Hub::new(settings, history.revision(), Random::from_seed(1));
         hub.set_term(TERM);
         Self { hub, history, published: 0, now: Duration::ZERO }
@@ -201,31 +195,41 @@ impl Bench {
 
     /// What waits for a stream, without making room for more.
     fn peek(&mut self, stream: StreamId) -> Vec<WatchResponse> {
-        let (frames, _) = self.hub.outbox(stream);
-        let decode = |frame: &super::frame::Frame| {
-            let mut bytes = Vec::new();
-            frame.write(&mut bytes);
-            assert_eq!(bytes.len(), frame.encoded_len(), "announced size of {frame:?}");
-            let response = WatchResponse::decode(&bytes[..]).expect("frames are responses");
-            let header = response.header.as_ref().expect("every response has a header");
-            assert_eq!(header.cluster_id, IDENTITY.cluster.0);
-            assert_eq!(header.member_id, IDENTITY.member.0);
-            assert_eq!(header.raft_term, TERM.0);
-            response
-        };
-        frames.iter().map(decode).collect()
+        let (outbox, _) = self.hub.outbox(stream);
+        outbox.frames.iter().map(decode).collect()
     }
 
     /// Takes everything that waits for a stream.
     fn drain(&mut self, stream: StreamId) -> Vec<WatchResponse> {
         let responses = self.peek(stream);
-        let (frames, _) = self.hub.outbox(stream);
-        let bytes = frames.iter().map(super::frame::Frame::encoded_len).sum();
-        let credit = Credit { frames: frames.len(), bytes };
-        frames.clear();
+        let (outbox, _) = self.hub.outbox(stream);
+        let credit = std::mem::take(outbox).credit;
         self.hub.give_room(stream, credit);
         responses
     }
+}
+
+fn settings(queue_frames_max: usize) -> Settings {
+    Settings {
+        identity: IDENTITY,
+        fragment_bytes_max: 200,
+        progress_notify_interval: NOTIFY_INTERVAL,
+        queue_frames_max,
+        queue_bytes_max: 1 << 20,
+        chunk: ChunkLimit { revisions: 2, bytes: 1 << 20 },
+    }
+}
+
+fn decode(frame: &Frame) -> WatchResponse {
+    let mut bytes = Vec::new();
+    frame.write(&mut bytes);
+    assert_eq!(bytes.len(), frame.encoded_len(), "announced size of {frame:?}");
+    let response = WatchResponse::decode(&bytes[..]).expect("frames are responses");
+    let header = response.header.as_ref().expect("every response has a header");
+    assert_eq!(header.cluster_id, IDENTITY.cluster.0);
+    assert_eq!(header.member_id, IDENTITY.member.0);
+    assert_eq!(header.raft_term, TERM.0);
+    response
 }
 
 fn single(key: &'static str) -> CreateWatch {
