@@ -11,8 +11,8 @@ use std::{
 
 use clap::{Args, CommandFactory, Parser, Subcommand};
 use oxetcd::offline::{
-    API_VERSION, ETCD_VERSION, Format, OfflineError, hash_kv, hash_kv_text, snapshot_status,
-    status_text,
+    API_VERSION, ETCD_VERSION, Ending, Format, OfflineError, export_database, hash_kv,
+    hash_kv_text, snapshot_status, status_text,
 };
 
 /// An administrative command line tool for etcd3.
@@ -35,8 +35,22 @@ enum Command {
     Snapshot(Snapshot),
     /// Prints the KV history hash of a given file or data directory
     Hashkv(Hashkv),
+    /// Writes the state of a data directory as a database file of etcd
+    Export(Export),
     /// Prints the version of oxetcdutl
     Version,
+}
+
+#[derive(Debug, Args)]
+struct Export {
+    /// A data directory not in use
+    #[arg(long)]
+    data_dir: PathBuf,
+    /// End the file in its hash, as a snapshot has it
+    #[arg(long)]
+    with_hash: bool,
+    /// The file to write; `<data-dir>/member/snap/db` lets etcd take the directory back
+    filename: PathBuf,
 }
 
 #[derive(Debug, Args)]
@@ -135,6 +149,11 @@ fn run(arguments: impl Iterator<Item = OsString>) -> Result<String, Failure> {
             };
             let format = format()?;
             Ok(hash_kv_text(&hash_kv(path, rev)?, format)?)
+        }
+        Some(Command::Export(Export { data_dir, with_hash, filename })) => {
+            let ending = if with_hash { Ending::Hash } else { Ending::Plain };
+            export_database(&data_dir, &filename, ending)?;
+            Ok(String::new())
         }
         Some(Command::Version) => Ok(format!(
             "etcdutl version: {ETCD_VERSION}\nAPI version: {API_VERSION}\noxetcdutl version: {}\n",

@@ -24,10 +24,12 @@ mod print;
 mod progress;
 mod status;
 mod hash_kv;
+mod export;
 #[cfg(test)]
 mod tests;
 
 pub use error::OfflineError;
+pub use export::{Ending, export_database};
 pub use hash_kv::{HashKv, hash_kv};
 pub use print::{Format, hash_kv_text, status_text};
 pub use progress::Progress;
