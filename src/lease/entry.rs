@@ -62,7 +62,13 @@ pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 /// A point in time as a deadline: below [`FOREVER`], above [`EXPIRED`].
 pub(super) fn nanos(time: Duration) -> u64 {
-    u64::try_from(time.as_nanos()).unwrap_or(FOREVER).clamp(EXPIRED + 1, FOREVER - 1)
+    let nanos = u64::try_from(time.as_nanos()).unwrap_or(FOREVER);
+    nanos.saturating_add(EXPIRED + 1).min(FOREVER - 1)
+}
+
+/// The point in time that a deadline stands for.
+pub(super) fn time_of(deadline: u64) -> Duration {
+    Duration::from_nanos(deadline.saturating_sub(EXPIRED + 1))
 }
 
 impl Lease {

@@ -24,7 +24,7 @@ use proto::etcdserverpb::LeaseCheckpoint;
 
 use super::{
     CHECKPOINT_INTERVAL,
-    entry::{EXPIRED, ExpiredLease, FOREVER, Lease, LeasedKey, lock, nanos},
+    entry::{EXPIRED, ExpiredLease, FOREVER, Lease, LeasedKey, lock, nanos, time_of},
     metrics,
     schedule::Schedule,
 };
@@ -254,7 +254,7 @@ impl Lessor {
     /// early, never too late, except for leases that are granted meanwhile.
     #[must_use]
     pub fn next_expiry(&self) -> Option<Duration> {
-        lock(&self.0.due).expiry.next_at().map(Duration::from_nanos)
+        lock(&self.0.due).expiry.next_at().map(time_of)
     }
 
     /// Up to `checkpoints_max` remaining times that are due to be recorded; none unless this
