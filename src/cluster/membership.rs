@@ -136,7 +136,12 @@ impl Membership {
     ///
     /// # Errors
     /// - [`MembershipError`] if the record is unreadable.
-    pub fn restore(&mut self, table: Table, key: &[u8], value: &[u8]) -> Result<(), MembershipError> {
+    pub fn restore(
+        &mut self,
+        table: Table,
+        key: &[u8],
+        value: &[u8],
+    ) -> Result<(), MembershipError> {
         match table {
             Table::Members => {
                 let id = parse_member_key(key)?;

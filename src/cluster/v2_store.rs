@@ -143,6 +143,9 @@ mod tests {
         }
         assert_eq!(tree["CurrentIndex"], 3);
         assert_eq!(tree["Root"]["Children"]["1"]["Children"], json!({}));
-        assert_eq!(tree.pointer(&format!("{member}/Children/attributes/Children")), Some(&Value::Null));
+        assert_eq!(
+            tree.pointer(&format!("{member}/Children/attributes/Children")),
+            Some(&Value::Null)
+        );
     }
 }

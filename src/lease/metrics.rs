@@ -1,9 +1,10 @@
 //! Counters of leases.
 //!
 //! Decides their names, which dashboards know. Counted where it happens: grants and revocations on
-//! the apply thread, renewals on the threads that serve, expirations by the leader's duty.
+//! the apply thread, renewals on the threads that serve. Expirations are the replica's to count, as
+//! it proposes them.
 //!
-//! Source: etcd `server/lease/metrics.go` and `server/etcdserver/metrics.go`.
+//! Source: etcd `server/lease/metrics.go`.
 
 use std::sync::LazyLock;
 
@@ -24,13 +25,6 @@ static RENEWED: LazyLock<IntCounter> = LazyLock::new(|| {
     )
 });
 
-static EXPIRED: LazyLock<IntCounter> = LazyLock::new(|| {
-    metrics::counter(
-        "etcd_debugging_server_lease_expired_total",
-        "The total number of expired leases.",
-    )
-});
-
 static TTL_SECONDS: LazyLock<Histogram> = LazyLock::new(|| {
     metrics::histogram(
         "etcd_debugging_lease_ttl_total",
@@ -42,15 +36,10 @@ static TTL_SECONDS: LazyLock<Histogram> = LazyLock::new(|| {
 
 /// Makes every series exist from the start.
 pub fn register_metrics() {
-    for counter in [&GRANTED, &REVOKED, &RENEWED, &EXPIRED] {
+    for counter in [&GRANTED, &REVOKED, &RENEWED] {
         LazyLock::force(counter);
     }
     LazyLock::force(&TTL_SECONDS);
-}
-
-/// Counts an expired lease whose revocation was applied.
-pub fn count_expired() {
-    EXPIRED.inc();
 }
 
 pub(super) fn count_renewed() {

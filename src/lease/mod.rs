@@ -36,7 +36,7 @@ use std::time::Duration;
 
 pub use entry::{ExpiredLease, LeasedKey};
 pub use lessor::{LeaseKeys, LeaseSettings, Lessor, Renewal, TimeToLive};
-pub use metrics::{count_expired, register_metrics};
+pub use metrics::register_metrics;
 pub use table::{LeaseError, LeaseTable, Persist};
 
 /// The longest TTL a client may ask for, in seconds (about 285 years).

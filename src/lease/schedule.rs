@@ -5,11 +5,7 @@
 //! back to where its deadline is by then. So a renewal costs no lock, whatever the number of leases.
 //! Owned by the lessor, under its lock.
 
-use std::{
-    cmp::Ordering,
-    collections::BinaryHeap,
-    sync::Arc,
-};
+use std::{cmp::Ordering, collections::BinaryHeap, sync::Arc};
 
 use super::entry::Lease;
 

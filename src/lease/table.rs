@@ -21,11 +21,7 @@ use bytes::Bytes;
 use prost::{DecodeError, Message};
 use proto::leasepb;
 
-use super::{
-    LeaseSettings, LeasedKey, Lessor, TTL_SECONDS_MAX,
-    entry::Lease,
-    metrics,
-};
+use super::{LeaseSettings, LeasedKey, Lessor, TTL_SECONDS_MAX, entry::Lease, metrics};
 use crate::{
     model::{LeaseId, Rejection},
     storage::{Table, TableWrite},

@@ -11,8 +11,8 @@ use std::{
 use proptest::prelude::{Strategy, any, prop, prop_assert, prop_assert_eq, prop_oneof, proptest};
 
 use super::{
-    CHECKPOINT_INTERVAL, LeaseKeys, LeaseSettings, LeaseTable, Persist, Renewal, TTL_SECONDS_MAX,
-    TimeToLive, ttl_seconds_min,
+    LeaseKeys, LeaseSettings, LeaseTable, Persist, Renewal, TTL_SECONDS_MAX, TimeToLive,
+    ttl_seconds_min,
 };
 use crate::model::{LeaseId, Rejection};
 
@@ -175,7 +175,6 @@ fn checkpointed_time_is_what_a_new_leader_starts_from() {
     assert_eq!(writes.len(), 2, "a checkpoint of an old cluster was stored");
     assert!(matches!(table.lessor().renew(ONE, at(301)), Renewal::Renewed { .. }));
     assert_eq!(table.lessor().due_checkpoints(at(600), 10).len(), 1, "one plan per lease");
-    let _ = CHECKPOINT_INTERVAL;
 }
 
 #[test]
