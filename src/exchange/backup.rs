@@ -1,15 +1,15 @@
 //! A database file in parts, through a bounded channel.
 //!
 //! Decides the size of parts and how many wait: an export runs at the pace of its receiver, and a
-//! receiver that leaves ends it. Called on a thread of its own by whoever serves the parts.
+//! receiver that leaves ends it. Hashes are the receiver's business: a follower needs none. Called
+//! on a thread of its own by whoever serves the parts.
 
 use std::io::{self, Write};
 
 use bytes::{Bytes, BytesMut};
-use sha2::{Digest as _, Sha256};
 use tokio::sync::mpsc;
 
-use super::{Digest, ExchangeError, export};
+use super::{ExchangeError, export};
 use crate::{
     model::{LogIndex, Term},
     storage::{
@@ -45,8 +45,8 @@ pub enum Part {
     Begin(About),
     /// The next bytes.
     Data(Bytes),
-    /// All bytes were sent; this is their SHA-256.
-    End(Digest),
+    /// All bytes were sent.
+    End,
     /// The export failed; what was sent is not a database.
     Failed(ExchangeError),
 }
@@ -66,17 +66,57 @@ pub fn run_backup(backend: &Backend, parts: &mpsc::Sender<Part>) {
 fn send(backend: &Backend, parts: &mpsc::Sender<Part>) -> Result<(), ExchangeError> {
     let reader = backend.reader()?;
     let about = about(&reader)?;
-    let out = Parts { parts, buffer: BytesMut::new(), hash: Sha256::new() };
+    let out = Parts { parts, buffer: BytesMut::new() };
     let mut refused = None;
-    let out = export(&reader, out, |bytes_total, out| {
+    export(&reader, out, |bytes_total, out| {
         refused = out.send(Part::Begin(About { bytes_total, ..about })).err();
         out
     })?;
     if let Some(error) = refused {
         return Err(ExchangeError::Receiver(error));
     }
-    let hash = out.hash.finalize().into();
-    parts.blocking_send(Part::End(hash)).map_err(|_gone| ExchangeError::Receiver(gone()))
+    parts.blocking_send(Part::End).map_err(|_gone| ExchangeError::Receiver(gone()))
+}
+
+/// The receiver's end of a backup that has begun: its bytes, in parts of any size. Blocks while
+/// none is there, so it belongs on a thread that may.
+#[derive(Debug)]
+pub struct Pieces {
+    parts: mpsc::Receiver<Part>,
+    ended: bool,
+}
+
+/// Waits for the beginning of a backup: what it is, and its bytes.
+///
+/// # Errors
+/// - what the export failed with; [`ExchangeError::Receiver`] if its thread is gone.
+pub async fn receive_backup(
+    mut parts: mpsc::Receiver<Part>,
+) -> Result<(About, Pieces), ExchangeError> {
+    match parts.recv().await {
+        Some(Part::Begin(about)) => Ok((about, Pieces { parts, ended: false })),
+        Some(Part::Failed(error)) => Err(error),
+        Some(Part::Data(_) | Part::End) | None => Err(ExchangeError::Receiver(gone())),
+    }
+}
+
+impl Iterator for Pieces {
+    type Item = io::Result<Bytes>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        if self.ended {
+            return None;
+        }
+        let part = self.parts.blocking_recv();
+        self.ended = !matches!(part, Some(Part::Data(_)));
+        match part {
+            Some(Part::Data(bytes)) => Some(Ok(bytes)),
+            Some(Part::End) => None,
+            Some(Part::Failed(error)) => Some(Err(io::Error::other(error))),
+            // An export that ended without saying so is not a whole one.
+            Some(Part::Begin(_)) | None => Some(Err(gone())),
+        }
+    }
 }
 
 fn about(reader: &Reader<'_>) -> Result<About, ExchangeError> {
@@ -94,11 +134,10 @@ fn about(reader: &Reader<'_>) -> Result<About, ExchangeError> {
     })
 }
 
-/// Collects bytes into parts and hashes them on the way.
+/// Collects bytes into parts.
 struct Parts<'a> {
     parts: &'a mpsc::Sender<Part>,
     buffer: BytesMut,
-    hash: Sha256,
 }
 
 impl Parts<'_> {
@@ -122,7 +161,6 @@ impl Write for Parts<'_> {
 
     fn flush(&mut self) -> io::Result<()> {
         if !self.buffer.is_empty() {
-            self.hash.update(&self.buffer);
             let part = self.buffer.split().freeze();
             self.send(Part::Data(part))?;
         }

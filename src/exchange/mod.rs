@@ -42,7 +42,7 @@ mod adopt;
 mod tests;
 
 pub use adopt::{Adopted, IMPORTED_FILE, adopt, snapshot_file};
-pub use backup::{About, Part, run_backup};
+pub use backup::{About, Part, Pieces, receive_backup, run_backup};
 pub use digest::{DIGEST_BYTES, Digest, Trailer, has_trailer};
 pub use error::ExchangeError;
 pub use etcd_file::EtcdFile;

@@ -10,7 +10,7 @@ use tokio::sync::mpsc;
 
 use super::{
     About, Adopted, EtcdFile, ExchangeError, IMPORTED_FILE, Part, Trailer, adopt, export, import,
-    run_backup, snapshot_file,
+    receive_backup, run_backup, snapshot_file,
 };
 use crate::{
     bolt::Database,
@@ -166,40 +166,41 @@ fn empty_backend_has_all_buckets() {
 }
 
 #[test]
-fn backup_arrives_in_parts_with_its_hash() {
+fn backup_arrives_in_pieces_of_the_announced_length() {
     let dir = TempDir::new().expect("a temporary directory");
     let content = Content::at(20_000);
     let backend = content.store(&dir.path().join("db"));
-    let (sender, mut receiver) = mpsc::channel(2);
-    let (mut bytes, mut end, mut about) = (Vec::new(), None, None);
-    std::thread::scope(|scope| {
+    let (sender, receiver) = mpsc::channel(2);
+    let bytes = std::thread::scope(|scope| {
         scope.spawn(|| {
             run_backup(&backend, &sender);
             drop(sender);
         });
-        while let Some(part) = receiver.blocking_recv() {
-            match part {
-                Part::Begin(begin) => about = Some(begin),
-                Part::Data(data) => bytes.extend_from_slice(&data),
-                Part::End(digest) => end = Some(digest),
-                Part::Failed(error) => panic!("{error}"),
-            }
-        }
+        let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
+        let (about, pieces) = runtime.block_on(receive_backup(receiver)).expect("it begins");
+        let bytes = pieces.collect::<Result<Vec<Bytes>, _>>().expect("it ends").concat();
+        let expected = About {
+            bytes_total: bytes.len() as u64,
+            index: LogIndex(20_000),
+            term: Term(0),
+            conf_state: Bytes::new(),
+            storage_version: "3.7.0".to_owned(),
+        };
+        assert_eq!(about, expected);
+        bytes
     });
-    let expected = About {
-        bytes_total: bytes.len() as u64,
-        index: LogIndex(20_000),
-        term: Term(0),
-        conf_state: Bytes::new(),
-        storage_version: "3.7.0".to_owned(),
-    };
-    assert_eq!(about, Some(expected));
-    assert_eq!(end, Some(Sha256::digest(&bytes).into()));
     assert_eq!(bytes.len() % 512, 0, "the hash must be findable behind the database");
+    assert_eq!(Bytes::from(bytes), content.file());
+}
 
-    bytes.extend_from_slice(&end.expect("it ended"));
-    let length = bytes.len() as u64;
-    let check = |bytes: &[u8]| Trailer::check(&mut &*bytes, length, |_| {}).expect("in memory");
+#[test]
+fn backup_with_its_hash_is_told_from_a_damaged_one() {
+    let mut bytes = Content::at(100).file().to_vec();
+    let check =
+        |bytes: &[u8]| Trailer::check(&mut &*bytes, bytes.len() as u64, |_| {}).expect("in memory");
+    assert_eq!(check(&bytes), Trailer::Absent);
+    let digest = Sha256::digest(&bytes);
+    bytes.extend_from_slice(&digest);
     assert_eq!(check(&bytes), Trailer::Matches);
     bytes[5000] ^= 1;
     assert!(matches!(check(&bytes), Trailer::Differs { .. }));
