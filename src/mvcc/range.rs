@@ -1,0 +1,298 @@
+//! Answers of `Range`.
+//!
+//! Decides which keys a request selects, in which order, and what is told of them. Asked by the
+//! edge for reads and by `state` inside transactions, on any view.
+//!
+//! Filters, sorting and the limit work on the key index, which knows every number that they look
+//! at; rows are read for the keys of the answer only. The exception is sorting by value.
+//!
+//! Source: etcd `server/etcdserver/txn/range.go` and `server/storage/mvcc/kvstore_txn.go`.
+
+use std::{cmp::Ordering, ops::ControlFlow};
+
+use bytes::Bytes;
+use proto::{etcdserverpb::RangeRequest, etcdserverpb::range_request, mvccpb::KeyValue};
+
+use super::{
+    encoding, metrics,
+    version::KeyVersion,
+    view::{ReadError, View},
+};
+use crate::model::{KeyRange, RangeAnswer, Revision};
+
+/// A read, as asked for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RangeOptions {
+    /// Which keys.
+    pub range: KeyRange,
+    /// At which revision; 0 and below stand for the newest.
+    pub revision: Revision,
+    /// How many keys at most; 0 and below stand for all.
+    pub limit: i64,
+    /// What is told of each key.
+    pub content: Content,
+    /// What the keys are ordered by.
+    pub sort_by: SortBy,
+    /// How they are ordered.
+    pub order: Order,
+    /// Which versions are left out.
+    pub filters: Filters,
+}
+
+/// What an answer tells of each key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum Content {
+    /// Everything.
+    #[default]
+    Rows,
+    /// Everything but the value.
+    Keys,
+    /// Nothing: only how many there are.
+    Count,
+}
+
+/// What an answer is ordered by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum SortBy {
+    /// The key.
+    #[default]
+    Key,
+    /// How often the key was written since it was created.
+    Version,
+    /// When it was created.
+    Create,
+    /// When it was written last.
+    Modified,
+    /// The value.
+    Value,
+}
+
+/// How an answer is ordered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum Order {
+    /// As found: by key. With a limit and another target than the key, the keys that the limit
+    /// selects, plus one, are ordered by the target (RNG-12).
+    #[default]
+    None,
+    /// Smallest first.
+    Ascend,
+    /// Largest first.
+    Descend,
+}
+
+/// Bounds on the revisions of a key, each inclusive; 0 stands for none.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct Filters {
+    /// No key that was last written before.
+    pub min_modified: Revision,
+    /// No key that was last written after.
+    pub max_modified: Revision,
+    /// No key that was created before.
+    pub min_create: Revision,
+    /// No key that was created after.
+    pub max_create: Revision,
+}
+
+impl RangeOptions {
+    /// A read of everything in `range`, now.
+    #[must_use]
+    pub fn of(range: KeyRange) -> Self {
+        Self {
+            range,
+            revision: Revision(0),
+            limit: 0,
+            content: Content::default(),
+            sort_by: SortBy::default(),
+            order: Order::default(),
+            filters: Filters::default(),
+        }
+    }
+
+    /// Reads a request. Orders that nobody knows, which the edge refuses but a foreign log may
+    /// hold, count as none.
+    #[must_use]
+    pub fn from_wire(request: &RangeRequest) -> Self {
+        use range_request::{SortOrder, SortTarget};
+        let sort_by = match SortTarget::try_from(request.sort_target) {
+            Ok(SortTarget::Version) => SortBy::Version,
+            Ok(SortTarget::Create) => SortBy::Create,
+            Ok(SortTarget::Mod) => SortBy::Modified,
+            Ok(SortTarget::Value) => SortBy::Value,
+            Ok(SortTarget::Key) | Err(_) => SortBy::Key,
+        };
+        let order = match SortOrder::try_from(request.sort_order) {
+            Ok(SortOrder::Ascend) => Order::Ascend,
+            Ok(SortOrder::Descend) => Order::Descend,
+            Ok(SortOrder::None) | Err(_) => Order::None,
+        };
+        let content = match (request.count_only, request.keys_only) {
+            (true, _) => Content::Count,
+            (false, true) => Content::Keys,
+            (false, false) => Content::Rows,
+        };
+        Self {
+            range: KeyRange::from_wire(request.key.clone(), request.range_end.clone()),
+            revision: Revision(request.revision),
+            limit: request.limit,
+            content,
+            sort_by,
+            order,
+            filters: Filters {
+                min_modified: Revision(request.min_mod_revision),
+                max_modified: Revision(request.max_mod_revision),
+                min_create: Revision(request.min_create_revision),
+                max_create: Revision(request.max_create_revision),
+            },
+        }
+    }
+
+    /// The limit, if there is one.
+    fn limit(&self) -> Option<usize> {
+        usize::try_from(self.limit).ok().filter(|limit| 0 < *limit)
+    }
+
+    /// Whether the limit can be applied before filters and order.
+    fn limits_early(&self) -> bool {
+        let natural = match self.order {
+            Order::None => true,
+            Order::Ascend => self.sort_by == SortBy::Key,
+            Order::Descend => false,
+        };
+        natural && self.filters == Filters::default()
+    }
+}
+
+impl Filters {
+    fn keep(&self, version: &KeyVersion) -> bool {
+        let (modified, create) = (version.modified.main, version.create);
+        let unset = Revision(0);
+        (self.max_modified == unset || modified <= self.max_modified)
+            && (self.min_modified == unset || self.min_modified <= modified)
+            && (self.max_create == unset || create <= self.max_create)
+            && (self.min_create == unset || self.min_create <= create)
+    }
+}
+
+/// A selected key.
+#[derive(Clone, Debug)]
+pub(super) struct Selected {
+    pub(super) key: Bytes,
+    pub(super) version: KeyVersion,
+}
+
+impl View {
+    /// Answers a read.
+    ///
+    /// # Errors
+    /// - [`ReadError::Rejected`] if the revision is compacted or in the future.
+    /// - [`ReadError::Outdated`] if a newer view must be asked.
+    /// - [`ReadError::Damaged`] if rows are lost or broken.
+    pub fn range(&self, options: &RangeOptions) -> Result<RangeAnswer, ReadError> {
+        metrics::RANGES.inc();
+        let at = self.readable(options.revision)?;
+        if options.content == Content::Count {
+            let count = self.index.count(&options.range, at);
+            return Ok(self.answer(Vec::new(), count, false));
+        }
+        let mut selected = self.select(options, at);
+        let count = match options.limit() {
+            Some(limit) if limit < selected.len() && options.limits_early() => {
+                self.index.count(&options.range, at)
+            }
+            _ => selected.len(),
+        };
+        selected.retain(|key| options.filters.keep(&key.version));
+        let (rows, more) = match options.sort_by {
+            SortBy::Value => self.by_value(options, &selected)?,
+            SortBy::Key | SortBy::Version | SortBy::Create | SortBy::Modified => {
+                sort_by_number(options, &mut selected);
+                let more = cut(&mut selected, options);
+                (self.rows_of(options.content, selected)?, more)
+            }
+        };
+        Ok(self.answer(rows, count, more))
+    }
+
+    fn answer(&self, rows: Vec<Bytes>, count: usize, more: bool) -> RangeAnswer {
+        let count = i64::try_from(count).expect("fewer keys than bytes of memory");
+        RangeAnswer { revision: self.revision, rows, more, count }
+    }
+
+    /// The keys of the range in key order: all of them, or one more than the limit if that is
+    /// enough to go on with.
+    fn select(&self, options: &RangeOptions, at: Revision) -> Vec<Selected> {
+        let enough = match options.limit() {
+            Some(limit) if options.limits_early() => limit.saturating_add(1),
+            _ => usize::MAX,
+        };
+        let mut selected = Vec::new();
+        self.index.visit(&options.range, at, |key, version| {
+            selected.push(Selected { key: key.to_bytes(), version });
+            if selected.len() < enough { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+        });
+        selected
+    }
+
+    fn rows_of(&self, content: Content, selected: Vec<Selected>) -> Result<Vec<Bytes>, ReadError> {
+        match content {
+            Content::Count => Ok(Vec::new()),
+            Content::Keys => Ok(selected
+                .into_iter()
+                .map(|key| encoding::keys_only_row(key.key, &key.version))
+                .collect()),
+            Content::Rows => {
+                let wanted: Vec<_> = selected.iter().map(|key| key.version.modified).collect();
+                self.rows(&wanted)
+            }
+        }
+    }
+
+    /// Rows in the order of their values. Here the lease of a key without value is known.
+    fn by_value(
+        &self,
+        options: &RangeOptions,
+        selected: &[Selected],
+    ) -> Result<(Vec<Bytes>, bool), ReadError> {
+        let wanted: Vec<_> = selected.iter().map(|key| key.version.modified).collect();
+        let mut rows = Vec::with_capacity(wanted.len());
+        for (row, at) in self.rows(&wanted)?.into_iter().zip(wanted) {
+            rows.push((encoding::decode(at, row.clone())?, row));
+        }
+        sort(options.order, &mut rows, |(left, _), (right, _)| left.value.cmp(&right.value));
+        let more = cut(&mut rows, options);
+        let told = |(decoded, row): (KeyValue, Bytes)| match options.content {
+            Content::Keys => encoding::without_value(decoded),
+            Content::Rows | Content::Count => row,
+        };
+        Ok((rows.into_iter().map(told).collect(), more))
+    }
+}
+
+/// Cuts an answer at the limit. Returns whether there was more.
+fn cut<T>(selected: &mut Vec<T>, options: &RangeOptions) -> bool {
+    let more = options.limit().is_some_and(|limit| limit < selected.len());
+    if let Some(limit) = options.limit() {
+        selected.truncate(limit);
+    }
+    more
+}
+
+fn sort_by_number(options: &RangeOptions, selected: &mut [Selected]) {
+    let compare = |left: &Selected, right: &Selected| match options.sort_by {
+        SortBy::Key | SortBy::Value => left.key.cmp(&right.key),
+        SortBy::Version => left.version.version.cmp(&right.version.version),
+        SortBy::Create => left.version.create.cmp(&right.version.create),
+        SortBy::Modified => left.version.modified.main.cmp(&right.version.modified.main),
+    };
+    // Selected keys are in key order already.
+    if options.sort_by != SortBy::Key || options.order == Order::Descend {
+        sort(options.order, selected, compare);
+    }
+}
+
+fn sort<T>(order: Order, selected: &mut [T], compare: impl Fn(&T, &T) -> Ordering) {
+    match order {
+        Order::None | Order::Ascend => selected.sort_by(compare),
+        Order::Descend => selected.sort_by(|left, right| compare(right, left)),
+    }
+}

@@ -1,0 +1,151 @@
+//! Rebuilds the store from the backend, at boot.
+//!
+//! Decides what the stored rows say about the newest state: one sequential scan, in revision
+//! order, as they were written. Called by `state` before the log is replayed.
+//!
+//! Source: etcd `server/storage/mvcc/kvstore.go`, `restore`.
+
+use std::{collections::HashMap, fmt, ops::ControlFlow, sync::Arc};
+
+use bytes::Bytes;
+
+use super::{
+    encoding::RowFields,
+    history::Change,
+    index::{Edit, KeyIndex},
+    rows::{Damage, RowSource, StoredCompactions, StoredRow},
+    store::{FIRST_REVISION, Store},
+};
+use crate::{
+    model::{LeaseId, Revision, RowRevision},
+    storage::Backend,
+};
+
+/// Why the store could not be rebuilt.
+#[derive(Clone, Debug)]
+pub enum StoreError {
+    /// Stored rows are lost or broken.
+    Damaged(Damage),
+}
+
+impl fmt::Display for StoreError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Damaged(_) => f.write_str("the key history cannot be rebuilt"),
+        }
+    }
+}
+
+impl std::error::Error for StoreError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            Self::Damaged(damage) => Some(damage),
+        }
+    }
+}
+
+impl From<Damage> for StoreError {
+    fn from(damage: Damage) -> Self {
+        Self::Damaged(damage)
+    }
+}
+
+/// What else the stored rows tell.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Recovery {
+    /// The live keys with a lease, in key order.
+    pub attachments: Vec<(Bytes, LeaseId)>,
+    /// The compaction that was interrupted; it is scheduled again.
+    pub unfinished: Option<Revision>,
+}
+
+impl Store {
+    /// Rebuilds the store from `backend`.
+    ///
+    /// # Errors
+    /// - [`StoreError::Damaged`] if a row is broken; the member must not start.
+    pub fn recover(backend: &Backend) -> Result<(Self, Recovery), StoreError> {
+        Self::recover_from(Arc::new(backend.clone()))
+    }
+
+    /// Rebuilds the store from any source of rows.
+    pub(super) fn recover_from(source: Arc<dyn RowSource>) -> Result<(Self, Recovery), StoreError> {
+        let mut scan = Scan {
+            index: KeyIndex::default(),
+            last: FIRST_REVISION,
+            attachments: HashMap::new(),
+            failed: None,
+        };
+        let mut stored = StoredCompactions::default();
+        source.scan(RowRevision::default(), &mut |found| stored = found, &mut |row| match scan
+            .row(row)
+        {
+            Ok(()) => ControlFlow::Continue(()),
+            Err(damage) => {
+                scan.failed = Some(damage);
+                ControlFlow::Break(())
+            }
+        })?;
+        scan.failed.take().map_or(Ok(()), Err)?;
+        let (store, unfinished) = resume(source, scan.index, scan.last, stored);
+        let mut attachments: Vec<_> = scan.attachments.into_iter().collect();
+        attachments.sort_unstable();
+        Ok((store, Recovery { attachments, unfinished }))
+    }
+}
+
+fn resume(
+    source: Arc<dyn RowSource>,
+    index: KeyIndex,
+    last: Revision,
+    stored: StoredCompactions,
+) -> (Store, Option<Revision>) {
+    if StoredCompactions::NEVER.finished < stored.finished {
+        tracing::info!(
+            "meta-bucket-name-key" = "finishedCompactRev",
+            "restored-compact-revision" = stored.finished.0,
+            "restored last compact revision"
+        );
+    }
+    // The rows of the newest revisions may all be deletions that a compaction has removed.
+    let revision = last.max(stored.finished).max(stored.scheduled);
+    let mut store = Store::new(source, index, revision, stored.finished);
+    tracing::info!("current-rev" = revision.0, "kvstore restored");
+    let unfinished = Some(stored.scheduled).filter(|scheduled| stored.finished < *scheduled);
+    if let Some(scheduled) = unfinished {
+        store.compact(scheduled).expect("after the finished one and not after the last revision");
+        tracing::info!("scheduled-compact-revision" = scheduled.0, "resume scheduled compaction");
+    }
+    (store, unfinished)
+}
+
+struct Scan {
+    index: KeyIndex,
+    last: Revision,
+    attachments: HashMap<Bytes, LeaseId>,
+    failed: Option<Damage>,
+}
+
+impl Scan {
+    fn row(&mut self, row: StoredRow<'_>) -> Result<(), Damage> {
+        let at = row.revision;
+        // An empty row marks a revision that a restore has skipped to; as etcd has it, it belongs
+        // to the empty key, which no client can name.
+        let fields = RowFields::parse(row.value).ok_or(Damage::Malformed(at))?;
+        if i64::from(u32::MAX / 2) <= at.sub {
+            return Err(Damage::Malformed(at));
+        }
+        let change = Change { at, tombstone: row.tombstone };
+        let (create, version) = (Revision(fields.create_revision), fields.version);
+        self.index.edit(fields.key, Edit::Restore { change, create, version });
+        if fields.lease == 0 || row.tombstone {
+            if !self.attachments.is_empty() {
+                self.attachments.remove(fields.key);
+            }
+        } else {
+            self.attachments.insert(Bytes::copy_from_slice(fields.key), LeaseId(fields.lease));
+        }
+        self.last = at.main;
+        Ok(())
+    }
+}

@@ -1,0 +1,200 @@
+//! The key space at one moment: what every read is answered from.
+//!
+//! Decides nothing about visibility beyond what it was made with. A view never changes, may be
+//! used by any number of threads at once, and costs a few references; the store makes one for
+//! each batch that it applied.
+//!
+//! A row is looked up in the view's own part of the ring first, then in the backend. One that is
+//! in neither was dropped by a compaction that the view does not know yet, which makes the view
+//! outdated; or it is lost, which is damage.
+
+use std::{fmt, ops::ControlFlow, sync::Arc};
+
+use bytes::{Bytes, BytesMut};
+
+use super::{
+    hash::Hashes,
+    index::KeyIndex,
+    rows::{Damage, RingView, RowSource, StoredCompactions, StoredRow},
+    version::KeyVersion,
+};
+use crate::model::{KeyRange, Rejection, Revision, RowRevision};
+
+/// Rows are copied out of the backend into blocks of this many bytes, not one allocation each.
+const BLOCK_BYTES: usize = 64 * 1024;
+
+/// Why a read was not answered.
+#[derive(Clone, Debug)]
+pub enum ReadError {
+    /// The revision is compacted or in the future.
+    Rejected(Rejection),
+    /// A compaction that is newer than the view has deleted rows that it needs. The same question
+    /// to a newer view has an answer.
+    Outdated,
+    /// Stored rows are lost or broken. Never served, and a reason to stop the member.
+    Damaged(Damage),
+}
+
+impl fmt::Display for ReadError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Rejected(rejection) => write!(f, "the read was refused: {rejection:?}"),
+            Self::Outdated => f.write_str("the view is older than the newest compaction"),
+            Self::Damaged(_) => f.write_str("stored history is damaged"),
+        }
+    }
+}
+
+impl std::error::Error for ReadError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            Self::Rejected(_) | Self::Outdated => None,
+            Self::Damaged(damage) => Some(damage),
+        }
+    }
+}
+
+impl From<Damage> for ReadError {
+    fn from(damage: Damage) -> Self {
+        Self::Damaged(damage)
+    }
+}
+
+/// The key space at one moment.
+#[derive(Clone, Debug)]
+pub struct View {
+    pub(super) revision: Revision,
+    pub(super) compacted: Revision,
+    pub(super) index: KeyIndex,
+    pub(super) ring: RingView,
+    pub(super) source: Arc<dyn RowSource>,
+    pub(super) hashes: Arc<Hashes>,
+}
+
+impl View {
+    /// The newest revision; 1 if nothing was ever written.
+    #[must_use]
+    pub const fn revision(&self) -> Revision {
+        self.revision
+    }
+
+    /// The oldest revision that can be read; -1 if nothing was ever compacted.
+    #[must_use]
+    pub const fn compacted(&self) -> Revision {
+        self.compacted
+    }
+
+    /// How many keys are live.
+    #[must_use]
+    pub const fn keys(&self) -> usize {
+        self.index.live()
+    }
+
+    /// The newest version of `key`, if it is live.
+    #[must_use]
+    pub fn get(&self, key: &[u8]) -> Option<KeyVersion> {
+        self.index.get(key)?.newest()
+    }
+
+    /// How many keys of `range` are live at the newest revision.
+    #[must_use]
+    pub fn count(&self, range: &KeyRange) -> usize {
+        self.index.count(range, self.revision)
+    }
+
+    /// The row at `at`: a `mvccpb.KeyValue` in wire form. `None` if there is none: never was, or
+    /// compacted away.
+    ///
+    /// # Errors
+    /// - [`ReadError::Damaged`] if it cannot be read.
+    pub fn row(&self, at: RowRevision) -> Result<Option<Bytes>, ReadError> {
+        let mut rows = [None];
+        self.fetch_into(&[at], &mut rows)?;
+        let [row] = rows;
+        Ok(row)
+    }
+
+    /// The rows at `wanted`, all of which the view's index knows, in the same order.
+    pub(super) fn rows(&self, wanted: &[RowRevision]) -> Result<Vec<Bytes>, ReadError> {
+        let mut rows = vec![None; wanted.len()];
+        let compactions = self.fetch_into(wanted, &mut rows)?;
+        let missing = rows.iter().position(Option::is_none).map(|place| wanted[place]);
+        match missing {
+            None => Ok(rows.into_iter().flatten().collect()),
+            Some(_) if self.compacted < compactions.scheduled => Err(ReadError::Outdated),
+            Some(at) => Err(Damage::Missing(at).into()),
+        }
+    }
+
+    /// The revision that a reader who asks for `asked` reads: 0 and below stand for the newest.
+    pub(super) fn readable(&self, asked: Revision) -> Result<Revision, ReadError> {
+        let (current, compacted) = (self.revision, self.compacted);
+        let at = if asked <= Revision(0) { current } else { asked };
+        if current < at {
+            let rejection = Rejection::FutureRevision { requested: asked, current };
+            return Err(ReadError::Rejected(rejection));
+        }
+        if at < compacted {
+            let rejection = Rejection::Compacted { requested: asked, compacted };
+            return Err(ReadError::Rejected(rejection));
+        }
+        Ok(at)
+    }
+
+    /// Shows every row from `from` on in ascending order, those of the backend and then those of
+    /// the ring, until told to stop. `begin` learns how far stored compactions had come.
+    pub(super) fn scan(
+        &self,
+        from: RowRevision,
+        begin: &mut dyn FnMut(StoredCompactions),
+        show: &mut dyn FnMut(StoredRow<'_>) -> ControlFlow<()>,
+    ) -> Result<(), ReadError> {
+        let in_memory = self.ring.first().map(|row| row.revision);
+        let mut stopped = false;
+        if in_memory.is_none_or(|first| from < first) {
+            self.source.scan(from, begin, &mut |row| {
+                if in_memory.is_some_and(|first| first <= row.revision)
+                    || self.revision < row.revision.main
+                {
+                    return ControlFlow::Break(());
+                }
+                let flow = show(row);
+                stopped = flow.is_break();
+                flow
+            })?;
+        }
+        if !stopped {
+            let _all_or_stopped = self.ring.from(from).try_for_each(|row| show(row.into()));
+        }
+        Ok(())
+    }
+
+    fn fetch_into(
+        &self,
+        wanted: &[RowRevision],
+        rows: &mut [Option<Bytes>],
+    ) -> Result<StoredCompactions, ReadError> {
+        let mut stored = Vec::new();
+        for (place, &at) in wanted.iter().enumerate() {
+            match self.ring.get(at) {
+                Some(row) => rows[place] = Some(row.value.clone()),
+                None => stored.push((at, place)),
+            }
+        }
+        if stored.is_empty() {
+            return Ok(StoredCompactions::default());
+        }
+        // The order of the backend, so that its pages are visited once.
+        stored.sort_unstable();
+        let revisions: Vec<_> = stored.iter().map(|(at, _)| *at).collect();
+        let mut block = BytesMut::new();
+        let compactions = self.source.fetch(&revisions, &mut |found, row| {
+            if block.capacity() - block.len() < row.value.len() {
+                block = BytesMut::with_capacity(BLOCK_BYTES.max(row.value.len()));
+            }
+            block.extend_from_slice(row.value);
+            rows[stored[found].1] = Some(block.split().freeze());
+        })?;
+        Ok(compactions)
+    }
+}
