@@ -1,0 +1,3 @@
+//! Tests of the core as a whole, one file per way of testing it.
+
+mod single;
