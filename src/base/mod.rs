@@ -6,8 +6,10 @@
 //! uses none of them.
 
 pub mod clock;
+pub mod duration;
 pub mod failpoint;
 pub mod file;
+pub mod log;
 pub mod metrics;
 pub mod queue;
 pub mod random;
