@@ -522,7 +522,8 @@ mod tests {
 
     #[test]
     fn the_console_format_has_columns_and_then_the_fields() {
-        let lines = lines(Format::Console, || error!(target: FATAL, error = "e", "listener failed"));
+        let lines =
+            lines(Format::Console, || error!(target: FATAL, error = "e", "listener failed"));
         let columns: Vec<_> = lines[0].split('\t').collect();
         assert_eq!(columns.len(), 5, "columns of {:?}", lines[0]);
         assert_eq!((columns[1], columns[3]), ("fatal", "listener failed"), "in {:?}", lines[0]);

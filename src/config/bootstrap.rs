@@ -1,0 +1,189 @@
+//! The first cluster a member belongs to, as the flags describe it.
+//!
+//! Decides who the members are when a data directory is founded. Called by `boot` for a member
+//! without data; one that has data ignores all of this, as in etcd.
+//!
+//! Source: etcd `server/config/config.go`, `VerifyBootstrap`; `client/pkg/types/urlsmap.go`.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::{ClusterState, Config, url::Url};
+
+/// The members of a cluster: their names and peer URLs.
+pub type Members = BTreeMap<String, Vec<Url>>;
+
+impl Config {
+    /// The members that `--initial-cluster` lists.
+    ///
+    /// # Errors
+    /// With etcd's sentence if one of the URLs is none.
+    pub fn initial_members(&self) -> Result<Members, String> {
+        let mut members = Members::new();
+        for pair in self.initial_cluster.split(',').filter(|pair| !pair.is_empty()) {
+            let (name, url) = pair.split_once('=').unwrap_or((pair, ""));
+            members.entry(name.to_owned()).or_default().push(Url::parse(url)?);
+        }
+        members.values_mut().for_each(|urls| urls.sort());
+        Ok(members)
+    }
+
+    /// The members that a new cluster is founded with, checked against the other flags.
+    ///
+    /// # Errors
+    /// With etcd's sentence if the flags contradict each other, or with ours if they ask for more
+    /// members than this version can run with.
+    pub fn bootstrap_members(&self) -> Result<Members, String> {
+        let members = self
+            .initial_members()
+            .map_err(|error| format!("error setting up initial cluster: {error}"))?;
+        let name = &self.name;
+        let Some(own) = members.get(name) else {
+            return Err(format!(
+                "couldn't find local name {name:?} in the initial cluster configuration"
+            ));
+        };
+        let shown = shown(&members);
+        let urls: Vec<_> = members.values().flatten().collect();
+        if urls.iter().collect::<BTreeSet<_>>().len() < urls.len() {
+            return Err(format!("initial cluster {shown} has duplicate url"));
+        }
+        if self.initial_cluster_state == ClusterState::New {
+            self.advertise_matches(own)?;
+        }
+        if 1 < members.len() || self.initial_cluster_state == ClusterState::Existing {
+            return Err(format!(
+                "a cluster of several members is not available yet: --initial-cluster is {shown}, \
+                 --initial-cluster-state is {}; start with this member alone",
+                self.initial_cluster_state.name(),
+            ));
+        }
+        Ok(members)
+    }
+
+    /// The members as etcd prints them, for the log; empty if they cannot be read.
+    pub(super) fn initial_members_shown(&self) -> String {
+        self.initial_members().map(|members| shown(&members)).unwrap_or_default()
+    }
+
+    fn advertise_matches(&self, own: &[Url]) -> Result<(), String> {
+        let advertised = &self.initial_advertise_peer_urls;
+        let same = advertised == own || resolved(advertised) == resolved(own);
+        if same {
+            return Ok(());
+        }
+        let name = &self.name;
+        let missing = |from: &[Url], of: &[Url]| {
+            of.iter().filter(|url| !from.contains(url)).cloned().collect::<Vec<_>>()
+        };
+        let unadvertised = missing(advertised, own);
+        if !unadvertised.is_empty() {
+            let with_name: Vec<_> =
+                unadvertised.iter().map(|url| format!("{name}={url}")).collect();
+            let (given, unknown) = (joined(advertised), with_name.join(","));
+            return Err(format!(
+                "--initial-cluster has {unknown} but missing from \
+                 --initial-advertise-peer-urls={given} (resolved urls: {:?} != {:?})",
+                resolved(advertised),
+                resolved(own),
+            ));
+        }
+        let unlisted = joined(&missing(own, advertised));
+        let listed = shown(&BTreeMap::from([(name.clone(), advertised.clone())]));
+        Err(format!(
+            "--initial-advertise-peer-urls has {unlisted} but missing from \
+             --initial-cluster={listed}"
+        ))
+    }
+}
+
+/// Addresses behind URLs: names of one machine are as good as one another.
+fn resolved(urls: &[Url]) -> BTreeSet<String> {
+    urls.iter()
+        .map(|url| match url.resolve().first() {
+            Some(address) => address.clone(),
+            None => url.to_string(),
+        })
+        .collect()
+}
+
+fn joined(urls: &[Url]) -> String {
+    urls.iter().map(Url::as_str).collect::<Vec<_>>().join(",")
+}
+
+fn shown(members: &Members) -> String {
+    let mut pairs: Vec<_> = members
+        .iter()
+        .flat_map(|(name, urls)| urls.iter().map(move |url| format!("{name}={url}")))
+        .collect();
+    pairs.sort();
+    pairs.join(",")
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::config::{ClusterState, Config, flags::Flags, url::Url};
+
+    fn config(cluster: &str, advertised: &str) -> Config {
+        let mut flags = Flags { initial_cluster: cluster.to_owned(), ..Flags::default() };
+        flags.name = "a".to_owned();
+        flags.initial_advertise_peer_urls.0 = Url::parse_list(advertised).unwrap();
+        Config::of(flags).unwrap()
+    }
+
+    #[test]
+    fn one_member_that_advertises_what_the_cluster_lists_is_founded() {
+        let config = config(
+            "a=http://127.0.0.1:2,a=http://127.0.0.1:1",
+            "http://127.0.0.1:1,http://127.0.0.1:2",
+        );
+        let members = config.bootstrap_members().unwrap();
+        assert_eq!(members["a"][0].as_str(), "http://127.0.0.1:1", "URLs are sorted");
+        assert_eq!(members["a"].len(), 2, "a member may have several URLs");
+    }
+
+    #[test]
+    fn names_of_one_address_match() {
+        let config = config("a=http://localhost:1", "http://127.0.0.1:1");
+        let v4_first = Url::parse("http://localhost:1").unwrap().resolve()[0] == "127.0.0.1:1";
+        assert_eq!(config.bootstrap_members().is_ok(), v4_first, "localhost is 127.0.0.1");
+    }
+
+    #[test]
+    fn contradictions_get_etcd_s_sentences() {
+        let url = "http://127.0.0.1:1";
+        for (cluster, sentence) in [
+            (
+                "b=http://127.0.0.1:1",
+                "couldn't find local name \"a\" in the initial cluster configuration",
+            ),
+            (
+                "a=x",
+                "error setting up initial cluster: URL scheme must be http, https, unix, or unixs: x",
+            ),
+            (
+                "a=http://127.0.0.1:1,b=http://127.0.0.1:1",
+                "initial cluster a=http://127.0.0.1:1,b=http://127.0.0.1:1 has duplicate url",
+            ),
+            (
+                "a=http://127.0.0.1:9",
+                "--initial-cluster has a=http://127.0.0.1:9 but missing from --initial-advertise-peer-urls=http://127.0.0.1:1 ",
+            ),
+        ] {
+            let refused = config(cluster, url).bootstrap_members().unwrap_err();
+            assert!(refused.starts_with(sentence), "{cluster}: {refused}");
+        }
+    }
+
+    #[test]
+    fn several_members_are_refused_for_now() {
+        let mut config = config("a=http://127.0.0.1:1,b=http://127.0.0.1:2", "http://127.0.0.1:1");
+        let refused = config.bootstrap_members().unwrap_err();
+        assert!(
+            refused.starts_with("a cluster of several members is not available yet"),
+            "{refused}"
+        );
+        config.initial_cluster = "a=http://127.0.0.1:1".to_owned();
+        config.initial_cluster_state = ClusterState::Existing;
+        assert!(config.bootstrap_members().is_err(), "joining needs other members");
+    }
+}

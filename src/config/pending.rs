@@ -1,0 +1,148 @@
+//! What etcd can do and this version cannot.
+//!
+//! Decides, for every flag whose feature is missing, whether setting it stops the start or is
+//! worth a warning. This is the only list: whoever adds a feature takes its line away here and in
+//! `README.md`. Silence would be worse than a refusal: an operator who asks for TLS must not get
+//! a server without it. Called by `load` after the checks that etcd has too.
+
+use tracing::warn;
+
+use super::{
+    flags::Flags,
+    gates::{FeatureGates, Gate},
+    table,
+    url::Url,
+};
+
+const TLS: &str = "TLS is not available yet";
+const DISCOVERY: &str = "discovery is not available yet; list the members with --initial-cluster";
+const TRACING: &str = "distributed tracing is not available yet";
+
+/// Flags that stop the start when set to other than their default, and why.
+const REFUSED: &[(&str, &str)] = &[
+    ("cert-file", TLS),
+    ("key-file", TLS),
+    ("client-cert-file", TLS),
+    ("client-key-file", TLS),
+    ("client-cert-auth", TLS),
+    ("client-crl-file", TLS),
+    ("client-cert-allowed-hostname", TLS),
+    ("trusted-ca-file", TLS),
+    ("auto-tls", TLS),
+    ("peer-cert-file", TLS),
+    ("peer-key-file", TLS),
+    ("peer-client-cert-file", TLS),
+    ("peer-client-key-file", TLS),
+    ("peer-client-cert-auth", TLS),
+    ("peer-crl-file", TLS),
+    ("peer-trusted-ca-file", TLS),
+    ("peer-cert-allowed-cn", TLS),
+    ("peer-cert-allowed-hostname", TLS),
+    ("peer-auto-tls", TLS),
+    ("discovery-token", DISCOVERY),
+    ("discovery-endpoints", DISCOVERY),
+    ("discovery-srv", DISCOVERY),
+    ("discovery-srv-name", DISCOVERY),
+    ("enable-distributed-tracing", TRACING),
+    ("auth-token", "only simple tokens are available yet"),
+    ("enable-log-rotation", "log rotation is not available yet; let logrotate or the like do it"),
+    ("memory-mlock", "locking memory is not available yet; turn swap off for the process"),
+    ("force-new-cluster", "restarting as a new cluster is not available yet"),
+    ("bootstrap-defrag-threshold-megabytes", "reclaiming space at start is not available yet"),
+    ("socket-reuse-port", "socket options are not available yet"),
+    ("socket-reuse-address", "socket options are not available yet"),
+    ("metrics", "the histograms of --metrics=extensive are not available yet"),
+    ("cors", "limiting origins is not available yet"),
+    ("host-whitelist", "limiting host names is not available yet"),
+];
+
+/// Flags that are worth a warning when set to other than their default: nothing depends on them
+/// but comfort.
+const WARNED: &[(&str, &str)] = &[("enable-pprof", "profiles are not available yet")];
+
+/// Gates that stop the start when open. The other gates are already as they ask for with one
+/// member, which has no peers to compare with, and with a store that needs no pause to defragment.
+const REFUSED_GATES: &[(Gate, &str)] =
+    &[(Gate::LeaseCheckpoint, "feature gate LeaseCheckpoint is not available yet")];
+
+/// Refuses settings whose feature is missing.
+///
+/// # Errors
+/// With a sentence that names the flag and says what to do.
+pub(super) fn check(flags: &mut Flags) -> Result<(), String> {
+    let mut defaults = Flags::default();
+    for (name, why) in WARNED {
+        if differs(flags, &mut defaults, name) {
+            warn!("flag-name" = *name, reason = *why, "flag has no effect");
+        }
+    }
+    for (name, why) in REFUSED {
+        if differs(flags, &mut defaults, name) {
+            return Err(format!("--{name} is set, but {why}"));
+        }
+    }
+    if flags.log_outputs.0.contains("systemd/journal") {
+        let why = "the journal is not available yet; systemd collects what goes to stderr";
+        return Err(format!("--log-outputs is set to systemd/journal, but {why}"));
+    }
+    urls(flags)?;
+    gates(&flags.feature_gates)
+}
+
+/// Whether a flag has another value than its default, however it came by it: kubeadm and the
+/// sample configuration spell out defaults.
+fn differs(flags: &mut Flags, defaults: &mut Flags, name: &str) -> bool {
+    let flag = table::find(name).expect("the lists name flags of the table");
+    (flag.slot)(flags).show() != (flag.slot)(defaults).show()
+}
+
+fn urls(flags: &Flags) -> Result<(), String> {
+    for (name, urls) in [
+        ("listen-peer-urls", &flags.listen_peer_urls),
+        ("listen-client-urls", &flags.listen_client_urls),
+        ("listen-client-http-urls", &flags.listen_client_http_urls),
+        ("listen-metrics-urls", &flags.listen_metrics_urls),
+    ] {
+        if let Some(url) = urls.0.iter().find(|url| url.is_tls()) {
+            return Err(format!("--{name} has {url}, but {TLS}"));
+        }
+    }
+    let unix = flags.listen_peer_urls.0.iter().find(|url| Url::is_unix(url));
+    unix.map_or(Ok(()), |url| {
+        Err(format!("--listen-peer-urls has {url}, but peers are reached over TCP only"))
+    })
+}
+
+fn gates(gates: &FeatureGates) -> Result<(), String> {
+    match REFUSED_GATES.iter().find(|(gate, _)| gates.enabled(*gate)) {
+        Some((_, why)) => Err((*why).to_owned()),
+        None => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Flags, REFUSED, WARNED, check};
+    use crate::config::{table, url::Url};
+
+    #[test]
+    fn the_defaults_start_and_a_missing_feature_does_not() {
+        assert_eq!(check(&mut Flags::default()), Ok(()), "nothing is asked for");
+        let mut flags = Flags { auto_tls: true, ..Flags::default() };
+        let refused = check(&mut flags).unwrap_err();
+        assert_eq!(
+            refused, "--auto-tls is set, but TLS is not available yet",
+            "no silent plain text"
+        );
+        let mut flags = Flags::default();
+        flags.listen_client_urls.0 = vec![Url::parse("https://127.0.0.1:1").unwrap()];
+        assert!(check(&mut flags).is_err(), "an https URL asks for TLS as well");
+    }
+
+    #[test]
+    fn every_listed_flag_exists() {
+        for (name, _) in REFUSED.iter().chain(WARNED) {
+            assert!(table::find(name).is_some(), "{name} is no flag");
+        }
+    }
+}
