@@ -148,6 +148,66 @@ fn second_meta_page_stands_in_for_the_first() {
     assert_eq!(read(&Bytes::from(bytes)).expect("page 1 is whole"), buckets);
 }
 
+/// Whether the official `etcdutl` finds the file sound and reads the same bytes from it. It is
+/// looked for in the directory that `OXETCD_OFFICIAL_BIN` names; without it nothing is checked.
+#[expect(clippy::print_stderr, reason = "a skipped test has to say so")]
+fn check_officially(buckets: &Buckets) {
+    let path = std::env::var_os("OXETCD_OFFICIAL_BIN")
+        .map(|dir| std::path::PathBuf::from(dir).join("etcdutl"))
+        .filter(|path| path.exists());
+    let Some(etcdutl) = path else {
+        eprintln!("skipped: OXETCD_OFFICIAL_BIN names no directory with etcdutl");
+        return;
+    };
+    // The official tool looks for a version in this one, and reads the keys of the other.
+    let mut buckets = buckets.clone();
+    buckets.entry(b"meta".to_vec()).or_default();
+    buckets.remove(&b"key"[..]);
+    let mut hash = 0;
+    for (name, entries) in &buckets {
+        hash = crc32c::crc32c_append(hash, name);
+        for (key, value) in entries {
+            hash = crc32c::crc32c_append(crc32c::crc32c_append(hash, key), value);
+        }
+    }
+    let path = tempfile::NamedTempFile::new().expect("a temporary file");
+    std::fs::write(path.path(), file(&buckets)).expect("room");
+    let status = std::process::Command::new(etcdutl)
+        .args(["snapshot", "status"])
+        .arg(path.path())
+        .output()
+        .expect("the program starts");
+    let text = String::from_utf8_lossy(&status.stdout);
+    let error = String::from_utf8_lossy(&status.stderr);
+    assert!(text.starts_with(&format!("{hash:x}, ")), "expected {hash:x}, got {text}{error}");
+}
+
+#[test]
+fn official_check_passes_on_trees_of_every_shape() {
+    let long_keys = |count: u32, key_bytes: usize, value_bytes: usize| {
+        let entry = |n: u32| {
+            let mut key = n.to_be_bytes().to_vec();
+            key.resize(key_bytes, b'k');
+            (key, vec![1; value_bytes])
+        };
+        (0..count).map(entry).collect::<BTreeMap<_, _>>()
+    };
+    let shapes = [
+        Buckets::new(),
+        Buckets::from([(b"empty".to_vec(), BTreeMap::new())]),
+        // Four levels of branches.
+        Buckets::from([(b"deep".to_vec(), long_keys(5000, 1000, 3000))]),
+        Buckets::from([(b"wide".to_vec(), many(100_000, 8)), (b"x".to_vec(), many(2, 1))]),
+        Buckets::from([(b"huge".to_vec(), many(5, 3_000_000)), (b"x".to_vec(), many(300, 5000))]),
+        Buckets::from([(b"long".to_vec(), long_keys(50, 32_768, 0))]),
+        (0..2000_u32).map(|n| (n.to_be_bytes().to_vec(), many(n % 7, 30))).collect(),
+    ];
+    for shape in shapes {
+        check(&shape);
+        check_officially(&shape);
+    }
+}
+
 fn any_buckets() -> impl Strategy<Value = Buckets> {
     let value = prop::collection::vec(any::<u8>(), 0..300);
     let long = (0..20_000_usize, any::<u8>()).prop_map(|(bytes, byte)| vec![byte; bytes]);
@@ -164,6 +224,11 @@ proptest! {
     #[test]
     fn whatever_is_written_is_read_back(buckets in any_buckets()) {
         check(&buckets);
+    }
+
+    #[test]
+    fn official_check_passes_on_whatever_is_written(buckets in any_buckets()) {
+        check_officially(&buckets);
     }
 
     #[test]

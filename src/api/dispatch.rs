@@ -1,0 +1,378 @@
+//! From an HTTP request to the service that answers it, and back.
+//!
+//! Decides the order of things around every call: read, count, admit, answer, count, log. Calls are
+//! found by a match on the path; there is no router, no box and no layer between the connection and
+//! the service. A unary call runs in the connection's own task for it; a stream gets a task, which
+//! ends when the client goes away. Called by `serve` for each gRPC request.
+//!
+//! Source: etcd `server/etcdserver/api/v3rpc/grpc.go` and `interceptor.go`.
+
+use std::{fmt::Display, future::Future, net::SocketAddr, sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use http::{HeaderMap, HeaderValue, Request, Response, header::CONTENT_TYPE};
+use proto::{etcdserverpb::RangeRequest, health::HealthCheckRequest};
+use tonic::Code;
+
+use super::{
+    answer::Reply,
+    auth, backup,
+    body::{Body, Outbox, put_status, stream},
+    caller::{self, Caller},
+    cluster,
+    codec::count_sent,
+    edge::Edge,
+    gate::{self, Learner},
+    health, kv, lease, maintenance,
+    member::Member,
+    metrics::{self, Counters},
+    range_stream,
+    rpc::{self, Kind, Rpc},
+    stats,
+    status::{CallError, Failure, Refusal},
+    validate,
+    wire::{Messages, decode, timeout},
+};
+use crate::{base::task, model::Unavailable};
+
+/// Answers a gRPC request.
+pub async fn call<M, B>(
+    edge: Arc<Edge<M>>,
+    remote: Option<SocketAddr>,
+    request: Request<B>,
+) -> Response<Body>
+where
+    M: Member,
+    B: http_body::Body<Data = Bytes> + Send + Unpin + 'static,
+    B::Error: Display,
+{
+    let (parts, body) = request.into_parts();
+    let Some(rpc) = Rpc::from_path(parts.uri.path()) else {
+        return failed(&rpc::unknown(parts.uri.path()));
+    };
+    let messages = Messages::new(&parts.headers, body, edge.message_bytes_max());
+    match rpc.kind() {
+        Kind::Unary => unary(&edge, rpc, remote, &parts.headers, messages).await,
+        Kind::ServerStream | Kind::Bidirectional => {
+            streaming(edge, rpc, &parts.headers, messages).await
+        }
+    }
+}
+
+/// A call that has begun and counts as canceled unless it is finished.
+struct Call<'a, M: Member> {
+    edge: &'a Edge<M>,
+    counters: &'static Counters,
+    started: Duration,
+    finished: bool,
+}
+
+impl<'a, M: Member> Call<'a, M> {
+    fn start(edge: &'a Edge<M>, rpc: Rpc) -> Self {
+        let counters = metrics::of(rpc);
+        counters.start();
+        Self { edge, counters, started: edge.clock.now(), finished: false }
+    }
+
+    fn finish(&mut self, code: Code) -> Duration {
+        self.finished = true;
+        let took = self.edge.clock.now().saturating_sub(self.started);
+        self.counters.finish(code, took);
+        took
+    }
+}
+
+impl<M: Member> Drop for Call<'_, M> {
+    fn drop(&mut self) {
+        if !self.finished {
+            // The client reset the stream, so hyper dropped the call.
+            self.finish(Code::Cancelled);
+        }
+    }
+}
+
+async fn unary<M, B>(
+    edge: &Edge<M>,
+    rpc: Rpc,
+    remote: Option<SocketAddr>,
+    headers: &HeaderMap,
+    mut messages: Messages<B>,
+) -> Response<Body>
+where
+    M: Member,
+    B: http_body::Body<Data = Bytes> + Unpin,
+    B::Error: Display,
+{
+    let bytes = match messages.only().await {
+        Ok(bytes) => bytes,
+        Err(failure) => return failed(&failure),
+    };
+    let mut call = Call::start(edge, rpc);
+    call.counters.receive();
+    let answer = answer(edge, rpc, headers, bytes.clone());
+    let result = match timeout(headers) {
+        None => answer.await,
+        Some(limit) => {
+            tokio::time::timeout(limit, answer).await.unwrap_or_else(|_| Err(too_late(rpc).into()))
+        }
+    };
+    let took = call.finish(result.as_ref().err().map_or(Code::Ok, |failure| failure.code));
+    let start_time = edge.clock.unix().saturating_sub(took);
+    let request = &bytes;
+    let finished = stats::Finished { rpc, remote, request, result: &result, start_time, took };
+    stats::log(&finished, edge.settings.slow_request);
+    match result {
+        Ok(reply) => {
+            call.counters.send();
+            count_sent(reply.message_bytes);
+            response(Body::Message(reply.payload))
+        }
+        Err(failure) => failed(&failure),
+    }
+}
+
+/// Runs a unary call. The match is the list of what this server does.
+async fn answer<M: Member>(
+    edge: &Edge<M>,
+    rpc: Rpc,
+    headers: &HeaderMap,
+    bytes: Bytes,
+) -> Result<Reply, Failure> {
+    let admit = || gate::admit(edge, Kind::Unary, headers, Learner::Refused);
+    /// Decodes, admits and runs.
+    macro_rules! run {
+        (await $handler:path) => {{
+            let request = decode(bytes)?;
+            Ok($handler(edge, admit()?, request).await?)
+        }};
+        ($handler:path) => {{
+            let request = decode(bytes)?;
+            Ok($handler(edge, admit()?, request)?)
+        }};
+    }
+    match rpc {
+        Rpc::Range => {
+            let request: RangeRequest = decode(bytes)?;
+            let learner = if request.serializable { Learner::Served } else { Learner::Refused };
+            let caller = gate::admit(edge, Kind::Unary, headers, learner)?;
+            Ok(kv::range(edge, caller, request).await?)
+        }
+        Rpc::Put => run!(await kv::put),
+        Rpc::DeleteRange => run!(await kv::delete_range),
+        Rpc::Txn => run!(await kv::txn),
+        Rpc::Compact => run!(await kv::compact),
+        Rpc::LeaseGrant => run!(await lease::grant),
+        Rpc::LeaseRevoke => run!(await lease::revoke),
+        Rpc::LeaseTimeToLive => run!(await lease::time_to_live),
+        Rpc::LeaseLeases => run!(await lease::leases),
+        Rpc::MemberAdd => run!(await cluster::add),
+        Rpc::MemberRemove => run!(await cluster::remove),
+        Rpc::MemberUpdate => run!(await cluster::update),
+        Rpc::MemberList => run!(await cluster::list),
+        Rpc::MemberPromote => run!(await cluster::promote),
+        Rpc::Alarm => run!(await maintenance::alarm),
+        Rpc::Status => {
+            gate::admit(edge, Kind::Unary, headers, Learner::Served)?;
+            Ok(maintenance::status(edge))
+        }
+        Rpc::Defragment => run!(await maintenance::defragment),
+        Rpc::Hash => run!(maintenance::hash),
+        Rpc::HashKv => run!(maintenance::hash_kv),
+        Rpc::MoveLeader => run!(await maintenance::move_leader),
+        Rpc::Downgrade => run!(await maintenance::downgrade),
+        Rpc::AuthStatus => run!(auth::status),
+        Rpc::HealthCheck => run!(health::check),
+        Rpc::HealthList => Ok(health::list(edge, admit()?, bytes)),
+        Rpc::AuthEnable
+        | Rpc::AuthDisable
+        | Rpc::Authenticate
+        | Rpc::UserAdd
+        | Rpc::UserGet
+        | Rpc::UserList
+        | Rpc::UserDelete
+        | Rpc::UserChangePassword
+        | Rpc::UserGrantRole
+        | Rpc::UserRevokeRole
+        | Rpc::RoleAdd
+        | Rpc::RoleGet
+        | Rpc::RoleList
+        | Rpc::RoleDelete
+        | Rpc::RoleGrantPermission
+        | Rpc::RoleRevokePermission => unsupported(admit(), Refusal::AuthUnsupported),
+        Rpc::Campaign | Rpc::Proclaim | Rpc::Leader | Rpc::Resign => {
+            unsupported(admit(), Refusal::ElectionUnsupported)
+        }
+        Rpc::Lock | Rpc::Unlock => unsupported(admit(), Refusal::LockUnsupported),
+        Rpc::RangeStream
+        | Rpc::Watch
+        | Rpc::LeaseKeepAlive
+        | Rpc::Snapshot
+        | Rpc::HealthWatch
+        | Rpc::Observe => unreachable!("{rpc:?} is a stream"),
+    }
+}
+
+fn unsupported(admitted: Result<Caller, Refusal>, refusal: Refusal) -> Result<Reply, Failure> {
+    admitted?;
+    Err(refusal.into())
+}
+
+/// What a caller learns whose deadline passed first: proposals may still be applied.
+fn too_late(rpc: Rpc) -> CallError {
+    match rpc {
+        Rpc::Put
+        | Rpc::DeleteRange
+        | Rpc::Txn
+        | Rpc::Compact
+        | Rpc::LeaseGrant
+        | Rpc::LeaseRevoke
+        | Rpc::MemberAdd
+        | Rpc::MemberRemove
+        | Rpc::MemberUpdate
+        | Rpc::MemberPromote
+        | Rpc::Alarm
+        | Rpc::Downgrade
+        | Rpc::AuthEnable
+        | Rpc::AuthDisable
+        | Rpc::AuthStatus
+        | Rpc::Authenticate
+        | Rpc::UserAdd
+        | Rpc::UserGet
+        | Rpc::UserList
+        | Rpc::UserDelete
+        | Rpc::UserChangePassword
+        | Rpc::UserGrantRole
+        | Rpc::UserRevokeRole
+        | Rpc::RoleAdd
+        | Rpc::RoleGet
+        | Rpc::RoleList
+        | Rpc::RoleDelete
+        | Rpc::RoleGrantPermission
+        | Rpc::RoleRevokePermission => Unavailable::Timeout.into(),
+        Rpc::MoveLeader => Refusal::TransferTimeout.into(),
+        Rpc::Range
+        | Rpc::RangeStream
+        | Rpc::Watch
+        | Rpc::LeaseKeepAlive
+        | Rpc::LeaseTimeToLive
+        | Rpc::LeaseLeases
+        | Rpc::MemberList
+        | Rpc::Status
+        | Rpc::Defragment
+        | Rpc::Hash
+        | Rpc::HashKv
+        | Rpc::Snapshot
+        | Rpc::HealthCheck
+        | Rpc::HealthList
+        | Rpc::HealthWatch
+        | Rpc::Campaign
+        | Rpc::Proclaim
+        | Rpc::Leader
+        | Rpc::Observe
+        | Rpc::Resign
+        | Rpc::Lock
+        | Rpc::Unlock => Refusal::DeadlineExceeded.into(),
+    }
+}
+
+/// Runs a call with a stream of answers.
+async fn streaming<M, B>(
+    edge: Arc<Edge<M>>,
+    rpc: Rpc,
+    headers: &HeaderMap,
+    mut messages: Messages<B>,
+) -> Response<Body>
+where
+    M: Member,
+    B: http_body::Body<Data = Bytes> + Send + Unpin + 'static,
+    B::Error: Display,
+{
+    let learner = if rpc == Rpc::Snapshot { Learner::Served } else { Learner::Refused };
+    if let Err(refusal) = gate::admit(&edge, rpc.kind(), headers, learner) {
+        return refused_stream(&edge, rpc, refusal.into());
+    }
+    let run = Streaming { edge: Arc::clone(&edge), rpc, headers };
+    if rpc.kind() == Kind::Bidirectional {
+        return match rpc {
+            Rpc::LeaseKeepAlive => run.start(|outbox| lease::keep_alive(edge, messages, outbox)),
+            _ => refused_stream(&edge, rpc, Failure::from(Refusal::ElectionUnsupported)),
+        };
+    }
+    let bytes = match messages.only().await {
+        Ok(bytes) => bytes,
+        Err(failure) => return refused_stream(&edge, rpc, failure),
+    };
+    metrics::of(rpc).receive();
+    let started = match rpc {
+        Rpc::RangeStream => decode(bytes).and_then(|request| {
+            validate::range_stream(&request)?;
+            Ok(run.start(|outbox| range_stream::run(edge, request, outbox)))
+        }),
+        Rpc::Snapshot => Ok(run.start(|outbox| backup::run(edge, outbox))),
+        Rpc::HealthWatch => decode(bytes).map(|request: HealthCheckRequest| {
+            run.start(|outbox| health::watch(edge, request, outbox))
+        }),
+        _ => Err(Refusal::ElectionUnsupported.into()),
+    };
+    started.unwrap_or_else(|failure| failed(&failure))
+}
+
+/// What the task of a stream needs to begin and to end.
+struct Streaming<'a, M> {
+    edge: Arc<Edge<M>>,
+    rpc: Rpc,
+    headers: &'a HeaderMap,
+}
+
+impl<M: Member> Streaming<'_, M> {
+    /// Starts the task that fills the stream.
+    fn start<F, Run>(self, run: F) -> Response<Body>
+    where
+        F: FnOnce(Outbox) -> Run,
+        Run: Future<Output = Result<(), Failure>> + Send + 'static,
+    {
+        let Self { edge, rpc, headers } = self;
+        let (outbox, body) = stream(rpc);
+        let filled = run(outbox.clone());
+        let requires_leader = caller::requires_leader(headers);
+        let limit = timeout(headers);
+        task::spawn(async move {
+            let mut call = Call::start(&edge, rpc);
+            let late = async {
+                match limit {
+                    None => std::future::pending().await,
+                    Some(limit) => tokio::time::sleep(limit).await,
+                }
+            };
+            let result = tokio::select! {
+                result = filled => result,
+                () = edge.leader_losses.next(requires_leader) => Err(Refusal::NoLeader.into()),
+                () = late => Err(Refusal::DeadlineExceeded.into()),
+            };
+            call.finish(result.as_ref().err().map_or(Code::Ok, |failure| failure.code));
+            if let Err(failure) = result {
+                outbox.fail(failure).await;
+            }
+        });
+        response(body)
+    }
+}
+
+/// A stream that was refused before it began still counts as one.
+fn refused_stream<M: Member>(edge: &Edge<M>, rpc: Rpc, failure: Failure) -> Response<Body> {
+    Call::start(edge, rpc).finish(failure.code);
+    failed(&failure)
+}
+
+fn response(body: Body) -> Response<Body> {
+    let mut response = Response::new(body);
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+    response
+}
+
+/// An answer that is only a status, which then stands in the headers.
+fn failed(failure: &Failure) -> Response<Body> {
+    let mut response = response(Body::Empty);
+    put_status(failure, response.headers_mut());
+    response
+}

@@ -1,0 +1,262 @@
+//! Versions of the cluster and of its members, and what may follow what.
+//!
+//! Decides the cluster version that a leader proposes, whether a downgrade may start, and which
+//! versions can serve. Pure functions of what members report; who asks them and who proposes is the
+//! replica's business. Used by the membership, the replica's duties and the maintenance service.
+//!
+//! Source: etcd `server/etcdserver/version/{monitor,manager,downgrade}.go` and
+//! `server/etcdserver/api/capability.go`.
+
+use std::{fmt, str::FromStr};
+
+use super::membership::Downgrade;
+
+/// The etcd version that this server stands in for.
+pub const SERVER_VERSION: Version = Version::new(3, 7, 1);
+
+/// The cluster version of a group in which not every member's version is known yet, and the oldest
+/// one that can be served.
+pub const CLUSTER_VERSION_MIN: Version = Version::new(3, 0, 0);
+
+/// A version of three numbers. A pre-release or build suffix is read and ignored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Version {
+    /// The first number.
+    pub major: u64,
+    /// The second number: the one that decides about compatibility.
+    pub minor: u64,
+    /// The third number.
+    pub patch: u64,
+}
+
+/// Why a text is not a version.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct VersionError(String);
+
+/// Why a downgrade may not start.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DowngradeError {
+    /// The cluster has no version yet.
+    ClusterVersionUnknown,
+    /// The target is not exactly one minor version below the cluster's.
+    InvalidTarget,
+    /// A downgrade is under way.
+    InProgress,
+}
+
+impl Version {
+    /// The version `major.minor.patch`.
+    #[must_use]
+    pub const fn new(major: u64, minor: u64, patch: u64) -> Self {
+        Self { major, minor, patch }
+    }
+
+    /// The same without a patch: what clusters and storage formats have.
+    #[must_use]
+    pub const fn without_patch(self) -> Self {
+        Self::new(self.major, self.minor, 0)
+    }
+
+    /// `major.minor`, as logs, metrics and answers spell a cluster version.
+    #[must_use]
+    pub fn cluster_text(self) -> String {
+        format!("{}.{}", self.major, self.minor)
+    }
+
+    /// Whether a cluster of this version may be brought to `target`.
+    #[must_use]
+    pub fn allows_downgrade_to(self, target: Self) -> bool {
+        self.minor.checked_sub(1).is_some_and(|minor| target == Self::new(self.major, minor, 0))
+    }
+
+    /// Whether this server can be a member of a cluster of this version.
+    #[must_use]
+    pub fn is_supported_cluster(self) -> bool {
+        self.without_patch() <= SERVER_VERSION.without_patch()
+    }
+
+    fn may_become(self, next: Self) -> bool {
+        let (from, to) = (self.without_patch(), next.without_patch());
+        from.allows_downgrade_to(to) || (from.major == to.major && from < to)
+    }
+}
+
+impl fmt::Display for Version {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{}.{}", self.major, self.minor, self.patch)
+    }
+}
+
+impl fmt::Display for VersionError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?} is not a version of three numbers", self.0)
+    }
+}
+
+impl std::error::Error for VersionError {}
+
+impl FromStr for Version {
+    type Err = VersionError;
+
+    fn from_str(text: &str) -> Result<Self, VersionError> {
+        let error = || VersionError(text.to_owned());
+        let core = text.split(['-', '+']).next().unwrap_or_default();
+        let mut numbers = core.split('.').map(str::parse::<u64>);
+        let mut next = || numbers.next().and_then(Result::ok).ok_or_else(error);
+        let version = Self::new(next()?, next()?, next()?);
+        if core.split('.').count() == 3 { Ok(version) } else { Err(error()) }
+    }
+}
+
+/// Reads the target of a downgrade: `X.Y` or `X.Y.Z`, whose patch is dropped.
+///
+/// # Errors
+/// - [`VersionError`] if it is neither.
+pub fn parse_downgrade_target(text: &str) -> Result<Version, VersionError> {
+    let parsed = text.parse::<Version>().or_else(|error| {
+        if text.split('.').count() == 2 { format!("{text}.0").parse() } else { Err(error) }
+    });
+    parsed.map(Version::without_patch).or_else(|_| Err(VersionError(text.to_owned())))
+}
+
+/// The cluster version that the leader should propose now, if any.
+///
+/// `members` are the server versions of all members, `None` for one that did not answer. A new
+/// cluster gets the smallest of them, or [`CLUSTER_VERSION_MIN`] while one is unknown; after that
+/// the version rises when all members are higher, and falls only under an enabled downgrade.
+#[must_use]
+pub fn next_cluster_version(
+    cluster: Option<Version>,
+    members: &[Option<Version>],
+    downgrade: Option<&Downgrade>,
+) -> Option<Version> {
+    let known: Option<Vec<Version>> = members.iter().copied().collect();
+    let smallest =
+        known.and_then(|versions| versions.into_iter().min()).map(Version::without_patch);
+    let Some(cluster) = cluster else {
+        return Some(smallest.unwrap_or(CLUSTER_VERSION_MIN));
+    };
+    let smallest = smallest?;
+    if let Some(target) = downgrade.and_then(Downgrade::target) {
+        let valid = cluster.allows_downgrade_to(target) && smallest.allows_downgrade_to(target);
+        return (target != cluster && valid).then_some(target);
+    }
+    (cluster < smallest && cluster.may_become(smallest)).then_some(smallest)
+}
+
+/// Whether every member runs the target, so that the downgrade is over.
+#[must_use]
+pub fn downgrade_is_finished(target: Version, members: &[Option<Version>]) -> bool {
+    members.iter().all(|version| version.map(Version::without_patch) == Some(target))
+}
+
+/// Whether a downgrade to `target` may start.
+///
+/// # Errors
+/// - [`DowngradeError::ClusterVersionUnknown`] before the first cluster version.
+/// - [`DowngradeError::InvalidTarget`] unless `target` is one minor version lower.
+/// - [`DowngradeError::InProgress`] if one is enabled.
+pub fn validate_downgrade(
+    cluster: Option<Version>,
+    target: Version,
+    downgrade: Option<&Downgrade>,
+) -> Result<(), DowngradeError> {
+    let cluster = cluster.ok_or(DowngradeError::ClusterVersionUnknown)?;
+    if !cluster.allows_downgrade_to(target) {
+        return Err(DowngradeError::InvalidTarget);
+    }
+    if downgrade.is_some_and(|downgrade| downgrade.enabled) {
+        return Err(DowngradeError::InProgress);
+    }
+    Ok(())
+}
+
+/// Whether a cluster of this version is one whose services this server knows. A cluster without a
+/// version yet is.
+///
+/// Source: etcd knows the versions 3.0.0 to 3.7.0 by name and serves nothing in any other.
+#[must_use]
+pub fn is_capable(cluster: Option<Version>) -> bool {
+    cluster.is_none_or(|version| {
+        version.patch == 0 && CLUSTER_VERSION_MIN <= version && version.is_supported_cluster()
+    })
+}
+
+/// Whether two servers may talk as peers: neither is older than what the other one supports.
+#[must_use]
+pub fn peers_are_compatible(remote_server: Version, remote_cluster_min: Version) -> bool {
+    CLUSTER_VERSION_MIN <= remote_server && remote_cluster_min <= SERVER_VERSION
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const V35: Version = Version::new(3, 5, 0);
+    const V36: Version = Version::new(3, 6, 0);
+    const V37: Version = Version::new(3, 7, 0);
+
+    fn downgrade(target: &str) -> Downgrade {
+        Downgrade { target_version: target.to_owned(), enabled: true }
+    }
+
+    #[test]
+    fn three_numbers_with_any_suffix_are_a_version() {
+        assert_eq!("3.7.0-alpha.0".parse(), Ok(V37));
+        for bad in ["", "3", "3.7", "3.7.0.1", "3.x.0", "v3.7.0", "3..0"] {
+            assert!(bad.parse::<Version>().is_err(), "{bad:?} was read as a version");
+        }
+        assert_eq!(parse_downgrade_target("3.6"), Ok(V36));
+        assert_eq!(parse_downgrade_target("3.6.9"), Ok(V36));
+        assert!(parse_downgrade_target("3").is_err());
+    }
+
+    #[test]
+    fn new_cluster_starts_at_the_smallest_member_or_at_the_minimum() {
+        let (new, old) = (Some(SERVER_VERSION), Some(Version::new(3, 6, 5)));
+        assert_eq!(next_cluster_version(None, &[new, old], None), Some(V36));
+        assert_eq!(next_cluster_version(None, &[new, None], None), Some(CLUSTER_VERSION_MIN));
+    }
+
+    #[test]
+    fn cluster_version_rises_with_all_members_and_falls_only_under_a_downgrade() {
+        let new = Some(SERVER_VERSION);
+        assert_eq!(next_cluster_version(Some(V36), &[new, new], None), Some(V37));
+        assert_eq!(next_cluster_version(Some(V36), &[new, None], None), None);
+        assert_eq!(next_cluster_version(Some(V37), &[Some(V36)], None), None);
+        let to_36 = downgrade("3.6.0");
+        assert_eq!(next_cluster_version(Some(V37), &[new], Some(&to_36)), Some(V36));
+        assert_eq!(next_cluster_version(Some(V36), &[new], Some(&to_36)), None);
+        assert_eq!(next_cluster_version(Some(V37), &[new], Some(&downgrade("3.5.0"))), None);
+        assert!(downgrade_is_finished(V36, &[Some(Version::new(3, 6, 9))]));
+        assert!(!downgrade_is_finished(V36, &[Some(V36), None]));
+    }
+
+    #[test]
+    fn downgrade_goes_down_one_minor_version_once_at_a_time() {
+        assert_eq!(validate_downgrade(Some(V37), V36, None), Ok(()));
+        let running = downgrade("3.6.0");
+        let refusals = [
+            (None, V36, None, DowngradeError::ClusterVersionUnknown),
+            (Some(V37), V35, None, DowngradeError::InvalidTarget),
+            (Some(V37), V37, None, DowngradeError::InvalidTarget),
+            (Some(V37), V36, Some(&running), DowngradeError::InProgress),
+        ];
+        for (cluster, target, running, error) in refusals {
+            assert_eq!(validate_downgrade(cluster, target, running), Err(error));
+        }
+    }
+
+    #[test]
+    fn services_run_in_clusters_of_known_versions() {
+        for capable in [None, Some(CLUSTER_VERSION_MIN), Some(V37)] {
+            assert!(is_capable(capable), "{capable:?} should be served");
+        }
+        for unknown in [Version::new(3, 8, 0), Version::new(2, 3, 0), SERVER_VERSION] {
+            assert!(!is_capable(Some(unknown)), "{unknown} should not be served");
+        }
+        assert!(peers_are_compatible(V35, CLUSTER_VERSION_MIN));
+        assert!(!peers_are_compatible(Version::new(2, 3, 0), CLUSTER_VERSION_MIN));
+        assert!(!peers_are_compatible(V37, Version::new(3, 8, 0)));
+    }
+}

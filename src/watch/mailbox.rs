@@ -1,0 +1,163 @@
+//! What reaches a watch thread: publications and links that rang.
+//!
+//! Decides that the newest view and the batches that lead to it are seen together or not at all:
+//! a view that ran ahead of its batches would look like lost batches. That, and dropping batches
+//! instead of holding up the applier, is why this is not a plain queue. Shared by the applier,
+//! which never waits here, the connections' threads and one watch thread.
+//!
+//! Invariants
+//! - B1 The batches that wait end at `view`, or some before them were dropped.
+//! - B2 A watch thread sees every publication that happened before a link rang no later than it
+//!   sees the ring, because both are taken at once.
+
+use std::{
+    mem,
+    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use super::{
+    history::EventBatch,
+    link::{Link, Ring},
+};
+
+/// Events that may wait for a watch thread. Beyond it they are dropped, and watchers read them
+/// from history, which takes no more memory. At 100 bytes each, without their rows.
+const EVENTS_MAX: usize = 65_536;
+
+/// The inputs of one watch thread.
+#[derive(Debug)]
+pub(super) struct Mailbox<H> {
+    state: Mutex<State<H>>,
+    not_empty: Condvar,
+}
+
+/// What waited in a mailbox.
+#[derive(Debug)]
+pub(super) struct Mail<H> {
+    pub(super) batches: Vec<EventBatch>,
+    pub(super) view: H,
+    pub(super) rung: Vec<Arc<Link>>,
+    pub(super) stopping: bool,
+}
+
+#[derive(Debug)]
+struct State<H> {
+    batches: Vec<EventBatch>,
+    events: usize,
+    view: H,
+    rung: Vec<Arc<Link>>,
+    /// Links that were opened and not closed yet. Without any, nobody needs batches.
+    links: usize,
+    sleeping: bool,
+    stopping: bool,
+}
+
+impl<H: Clone> Mailbox<H> {
+    pub(super) const fn new(view: H) -> Self {
+        let state = State {
+            batches: Vec::new(),
+            events: 0,
+            view,
+            rung: Vec::new(),
+            links: 0,
+            sleeping: false,
+            stopping: false,
+        };
+        Self { state: Mutex::new(state), not_empty: Condvar::new() }
+    }
+
+    /// History has grown to `view` by `batches`, or was compacted.
+    pub(super) fn publish(&self, batches: &[EventBatch], view: &H) {
+        let mut state = self.lock();
+        // The old view is dropped after the lock: it may be the last one to hold much memory.
+        let old_view = mem::replace(&mut state.view, view.clone());
+        if batches.is_empty() || state.links == 0 {
+            drop(state);
+            drop(old_view);
+            return;
+        }
+        state.events += batches.iter().map(|batch| batch.events.len()).sum::<usize>();
+        if state.events <= EVENTS_MAX {
+            state.batches.extend_from_slice(batches);
+        }
+        self.wake(state);
+        drop(old_view);
+    }
+
+    /// Takes everything that waits, after sleeping for at most `timeout` while there is nothing.
+    pub(super) fn take(&self, timeout: Option<Duration>) -> Mail<H> {
+        let mut state = self.lock();
+        while state.is_idle() && timeout != Some(Duration::ZERO) {
+            state.sleeping = true;
+            match timeout {
+                None => {
+                    state = self.not_empty.wait(state).unwrap_or_else(PoisonError::into_inner);
+                }
+                Some(timeout) => {
+                    let waited = self.not_empty.wait_timeout(state, timeout);
+                    let (again, result) = waited.unwrap_or_else(PoisonError::into_inner);
+                    state = again;
+                    if result.timed_out() {
+                        break;
+                    }
+                }
+            }
+        }
+        state.sleeping = false;
+        state.events = 0;
+        Mail {
+            batches: mem::take(&mut state.batches),
+            view: state.view.clone(),
+            rung: mem::take(&mut state.rung),
+            stopping: state.stopping,
+        }
+    }
+
+    /// A link has been closed for good.
+    pub(super) fn forget_link(&self) {
+        self.lock().links -= 1;
+    }
+
+    /// Ends the watch thread.
+    pub(super) fn stop(&self) {
+        let mut state = self.lock();
+        state.stopping = true;
+        self.wake(state);
+    }
+
+    fn wake(&self, mut state: MutexGuard<'_, State<H>>) {
+        let wake = mem::take(&mut state.sleeping);
+        drop(state);
+        if wake {
+            self.not_empty.notify_one();
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State<H>> {
+        // Nothing panics half-way through a change, so a poisoned state is still whole.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl<H: Clone + Send> Ring for Mailbox<H> {
+    fn open(&self, link: Arc<Link>) {
+        let mut state = self.lock();
+        state.links += 1;
+        state.rung.push(link);
+        self.wake(state);
+    }
+
+    fn ring(&self, link: Arc<Link>) {
+        let mut state = self.lock();
+        state.rung.push(link);
+        self.wake(state);
+    }
+}
+
+impl<H> State<H> {
+    fn is_idle(&self) -> bool {
+        // Batches beyond the bound count: the view tells what they would have told.
+        self.events == 0 && self.rung.is_empty() && !self.stopping
+    }
+}
