@@ -49,6 +49,8 @@ mod version;
 mod view;
 mod write;
 #[cfg(test)]
+mod golden_tests;
+#[cfg(test)]
 mod model_tests;
 
 pub use compact::{Compaction, CompactionStep};
