@@ -1,0 +1,240 @@
+//! The machine as the backend holds it, at boot.
+//!
+//! Decides whether a stored state can be served. Called once, before the log is replayed from the
+//! position after [`RecoveredAt::applied`].
+
+use std::{error::Error, fmt, sync::Arc};
+
+use proto::raftpb::ConfState;
+
+use super::{Alarms, Machine, Settings, conf_state};
+use crate::{
+    auth,
+    cluster::{ClusterGauges, Membership, MembershipError, Version},
+    lease::{LeaseError, LeaseTable},
+    model::{LogIndex, Term},
+    mvcc::{Store, StoreError},
+    storage::{
+        Backend, BackendError, Reader, Table,
+        tables::{CONF_STATE, STORAGE_VERSION, TERM},
+    },
+};
+
+/// Where in the log the recovered state stands.
+#[derive(Clone, Debug, PartialEq)]
+pub struct RecoveredAt {
+    /// The last entry that the state holds; 0 if it is new.
+    pub applied: LogIndex,
+    /// Its term; 0 if it is new or older than etcd 3.5.
+    pub term: Term,
+    /// The raft configuration at that entry; absent if the state is new or older than etcd 3.5.
+    pub conf_state: Option<ConfState>,
+}
+
+/// Why a stored state cannot be served.
+#[derive(Debug)]
+pub enum RecoverError {
+    /// The backend cannot be read.
+    Backend(BackendError),
+    /// The key history cannot be rebuilt.
+    Store(StoreError),
+    /// A lease is unreadable.
+    Lease(LeaseError),
+    /// The membership is unreadable.
+    Membership(MembershipError),
+    /// An alarm is unreadable.
+    Alarm(prost::DecodeError),
+    /// The raft configuration is unreadable.
+    ConfState(serde_json::Error),
+    /// The cluster runs a version that this server does not have.
+    ClusterTooNew(Version),
+    /// Authentication is on, which this version cannot enforce.
+    AuthEnabled,
+}
+
+impl fmt::Display for RecoverError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Backend(_) => f.write_str("the backend cannot be read"),
+            Self::Store(_) => f.write_str("the key history cannot be rebuilt"),
+            Self::Lease(_) => f.write_str("a stored lease is unreadable"),
+            Self::Membership(_) => f.write_str("the stored membership is unreadable"),
+            Self::Alarm(_) => f.write_str("a stored alarm is unreadable"),
+            Self::ConfState(_) => f.write_str("the stored raft configuration is unreadable"),
+            Self::ClusterTooNew(version) => write!(
+                f,
+                "invalid downgrade; server version is lower than determined cluster version {}",
+                version.cluster_text()
+            ),
+            Self::AuthEnabled => f.write_str(
+                "the data directory has authentication enabled, which this version cannot \
+                 enforce; disable it with official etcd first (etcdctl auth disable)",
+            ),
+        }
+    }
+}
+
+impl Error for RecoverError {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        match self {
+            Self::Backend(source) => Some(source),
+            Self::Store(source) => Some(source),
+            Self::Lease(source) => Some(source),
+            Self::Membership(source) => Some(source),
+            Self::Alarm(source) => Some(source),
+            Self::ConfState(source) => Some(source),
+            Self::ClusterTooNew(_) | Self::AuthEnabled => None,
+        }
+    }
+}
+
+impl From<BackendError> for RecoverError {
+    fn from(source: BackendError) -> Self {
+        Self::Backend(source)
+    }
+}
+
+impl Machine {
+    /// Rebuilds the machine from `backend`.
+    ///
+    /// # Errors
+    /// - [`RecoverError::AuthEnabled`] and [`RecoverError::ClusterTooNew`] if the state is sound but
+    ///   not one for this version.
+    /// - Any other [`RecoverError`] if it is damaged.
+    pub fn recover(
+        backend: &Backend,
+        settings: Settings,
+    ) -> Result<(Self, RecoveredAt), RecoverError> {
+        let tables = Tables::read(&backend.reader()?, &settings)?;
+        let (store, recovery) = Store::recover(backend).map_err(RecoverError::Store)?;
+        let Tables { mut leases, membership, alarms, auth, auth_is_new, storage_version, at } =
+            tables;
+        for (key, lease) in &recovery.attachments {
+            if leases.attach(key, *lease).is_err() {
+                tracing::error!("lease-id" = %lease, "failed to attach a lease");
+            }
+        }
+        let mut gauges = ClusterGauges::new(settings.member);
+        gauges.show(&membership);
+        log_recovered(&membership, &settings);
+        let machine = Self {
+            settings,
+            backend: backend.clone(),
+            store,
+            leases,
+            membership: Arc::new(membership),
+            alarms: Arc::new(alarms),
+            auth,
+            storage_version,
+            conf_state: at.conf_state.clone().unwrap_or_default(),
+            conf_state_changed: false,
+            applied: at.applied,
+            applied_term: at.term,
+            writes: if auth_is_new { vec![auth.first_write()] } else { Vec::new() },
+            events: Vec::new(),
+            gauges,
+            may_have_background_work: true,
+        };
+        Ok((machine, at))
+    }
+}
+
+/// The small tables as one read transaction finds them.
+struct Tables {
+    leases: LeaseTable,
+    membership: Membership,
+    alarms: Alarms,
+    auth: auth::Status,
+    auth_is_new: bool,
+    storage_version: Option<Version>,
+    at: RecoveredAt,
+}
+
+impl Tables {
+    fn read(reader: &Reader<'_>, settings: &Settings) -> Result<Self, RecoverError> {
+        let (enabled_key, revision_key) = auth::Status::keys();
+        let revision = reader.get(Table::Auth, revision_key)?;
+        let auth = auth::Status::recover(reader.get(Table::Auth, enabled_key)?, revision);
+        if auth.enabled {
+            return Err(RecoverError::AuthEnabled);
+        }
+        let membership = read_membership(reader)?;
+        if let Some(version) = membership.version()
+            && !version.is_supported_cluster()
+        {
+            return Err(RecoverError::ClusterTooNew(version));
+        }
+        Ok(Self {
+            leases: read_leases(reader, settings)?,
+            membership,
+            alarms: read_alarms(reader)?,
+            auth,
+            auth_is_new: revision.is_none(),
+            storage_version: reader.get(Table::Meta, STORAGE_VERSION)?.and_then(parse_version),
+            at: read_position(reader)?,
+        })
+    }
+}
+
+fn read_position(reader: &Reader<'_>) -> Result<RecoveredAt, RecoverError> {
+    let stored = reader.get(Table::Meta, CONF_STATE)?;
+    let conf_state = stored.map(conf_state::from_json).transpose();
+    Ok(RecoveredAt {
+        applied: reader.consistent_index()?,
+        term: Term(reader.number(Table::Meta, TERM)?.unwrap_or(0)),
+        conf_state: conf_state.map_err(RecoverError::ConfState)?,
+    })
+}
+
+fn read_leases(reader: &Reader<'_>, settings: &Settings) -> Result<LeaseTable, RecoverError> {
+    let mut leases = LeaseTable::new(settings.leases);
+    for record in reader.scan(Table::Lease)? {
+        let (key, value) = record?;
+        leases.restore(&key, value).map_err(RecoverError::Lease)?;
+    }
+    Ok(leases)
+}
+
+fn read_membership(reader: &Reader<'_>) -> Result<Membership, RecoverError> {
+    let mut membership = Membership::default();
+    for table in [Table::Members, Table::MembersRemoved, Table::Cluster] {
+        for record in reader.scan(table)? {
+            let (key, value) = record?;
+            membership.restore(table, &key, value).map_err(RecoverError::Membership)?;
+        }
+    }
+    Ok(membership)
+}
+
+fn read_alarms(reader: &Reader<'_>) -> Result<Alarms, RecoverError> {
+    let mut alarms = Alarms::default();
+    for record in reader.scan(Table::Alarm)? {
+        let (key, _) = record?;
+        alarms.restore(&key).map_err(RecoverError::Alarm)?;
+    }
+    Ok(alarms)
+}
+
+fn parse_version(text: &[u8]) -> Option<Version> {
+    std::str::from_utf8(text).ok()?.parse().ok()
+}
+
+fn log_recovered(membership: &Membership, settings: &Settings) {
+    let (cluster, local) = (settings.cluster, settings.member);
+    for member in membership.members() {
+        tracing::info!(
+            "cluster-id" = %cluster,
+            "local-member-id" = %local,
+            "recovered-remote-peer-id" = %member.id,
+            "recovered-remote-peer-urls" = ?member.peer_urls,
+            "recovered-remote-peer-is-learner" = member.is_learner,
+            "recovered/added member from store"
+        );
+    }
+    if let Some(version) = membership.version() {
+        tracing::info!(
+            "cluster-version" = %version.cluster_text(),
+            "set cluster version from store"
+        );
+    }
+}
