@@ -376,3 +376,69 @@ fn failed(failure: &Failure) -> Response<Body> {
     put_status(failure, response.headers_mut());
     response
 }
+
+#[cfg(test)]
+mod tests {
+    use futures::executor::block_on;
+    use http_body_util::Full;
+
+    use super::*;
+    use crate::{
+        api::{Settings, fake::Fake},
+        base::clock::Clock,
+        model::MemberId,
+    };
+
+    /// The code and text of a call with a deadline of 20 ms.
+    fn status_of(fake: Fake, rpc: Rpc, message: &'static [u8]) -> (String, String) {
+        let edge = Arc::new(Edge::new(fake, Settings::default(), Clock::system()));
+        let length = u8::try_from(message.len()).expect("tests are small");
+        let body = [&[0, 0, 0, 0, length], message].concat();
+        let request = Request::builder()
+            .uri(rpc.path())
+            .header("grpc-timeout", "20m")
+            .body(Full::new(Bytes::from(body)))
+            .expect("a request");
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        let response = runtime.expect("a runtime").block_on(call(edge, None, request));
+        let text = |name| {
+            let value = response.headers().get(name).map(HeaderValue::to_str);
+            value.map_or_else(String::new, |value| value.expect("ASCII").to_owned())
+        };
+        (text("grpc-status"), text("grpc-message"))
+    }
+
+    #[test]
+    fn read_that_waits_too_long_ends_with_the_caller_s_deadline() {
+        let fake = Fake::default();
+        fake.with(|inner| inner.leader = MemberId(0));
+        let (code, text) = status_of(fake, Rpc::Range, b"\x0a\x01k");
+        assert_eq!((code.as_str(), text.as_str()), ("4", "context deadline exceeded"));
+    }
+
+    #[test]
+    fn services_that_are_missing_say_so() {
+        for rpc in [Rpc::AuthEnable, Rpc::Campaign, Rpc::Lock] {
+            let (code, text) = status_of(Fake::default(), rpc, b"");
+            assert_eq!(code, "12", "{rpc:?}");
+            assert!(text.starts_with("oxetcd: "), "{text}");
+        }
+    }
+
+    #[test]
+    fn call_whose_client_has_gone_counts_as_canceled() {
+        let fake = Fake::default();
+        fake.with(|inner| inner.leader = MemberId(0));
+        let edge = Edge::new(fake, Settings::default(), Clock::system());
+        let body = Full::new(Bytes::from_static(b"\0\0\0\0\x03\x0a\x01k"));
+        let headers = HeaderMap::new();
+        let messages = Messages::new(&headers, body, 64);
+        let mut call = Box::pin(unary(&edge, Rpc::Range, None, &headers, messages));
+        let before = metrics::of(Rpc::Range).finished(Code::Cancelled);
+        block_on(async {
+            assert!(futures::poll!(call.as_mut()).is_pending(), "there is no leader to ask");
+        });
+        drop(call);
+        assert!(before < metrics::of(Rpc::Range).finished(Code::Cancelled), "not counted");
+    }
+}

@@ -178,6 +178,12 @@ impl Counters {
         self.sent.inc();
     }
 
+    /// How many calls ended with `code`.
+    #[cfg(test)]
+    pub(super) fn finished(&self, code: Code) -> u64 {
+        self.handled[code as usize].get()
+    }
+
     /// The call is over.
     pub fn finish(&self, code: Code, took: Duration) {
         // A code's number is its place.

@@ -32,6 +32,8 @@ pub mod codec;
 pub mod dispatch;
 pub mod edge;
 pub mod gate;
+#[cfg(test)]
+pub(crate) mod fake;
 mod header;
 mod health;
 mod kv;

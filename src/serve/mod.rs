@@ -1,1 +1,33 @@
-//! Placeholder header of serve.
+//! Listeners, connections and the threads that serve them.
+//!
+//! Decides which thread a connection lives on (the one with the fewest), how many there may be, and
+//! how they end. A connection speaks HTTP/1 or HTTP/2 as its first bytes say; gRPC requests go to
+//! `api`, all others to `http`.
+//!
+//! ```text
+//!   accept (one thread) --least loaded--> api-0  \
+//!          |                              api-1   > one runtime each: connection --+--> api::call
+//!          |                              api-N  /                                 +--> Http::call
+//!          +-- metrics port: served right there, so it answers while the others are busy
+//! ```
+//!
+//! Invariants
+//! - V1 A connection never changes its thread.
+//! - V2 A listener serves at most `connections_max` connections at once; more wait in the kernel.
+//! - V3 After [`Serving::stop`] no task of a connection is left.
+//!
+//! Deliberately absent: TLS, and the enforcement of a minimum time between a client's pings, which
+//! hyper has no hook for.
+//!
+//! Source: etcd `server/embed/etcd.go` and `server/embed/serve.go`.
+
+mod connection;
+mod listener;
+mod options;
+#[cfg(test)]
+mod tests;
+mod workers;
+
+pub use listener::{Listeners, SocketError};
+pub use options::{Endpoint, Options, Traffic};
+pub use workers::{Serving, start};
