@@ -35,6 +35,28 @@ pub(super) static COMMIT_SECONDS: LazyLock<Histogram> = LazyLock::new(|| {
     )
 });
 
+pub(super) static WAL_FSYNC_SECONDS: LazyLock<Histogram> = LazyLock::new(|| {
+    histogram(
+        "etcd_disk_wal_fsync_duration_seconds",
+        "The latency distributions of fsync called by WAL.",
+        0.001,
+        14,
+    )
+});
+
+pub(super) static WAL_WRITE_SECONDS: LazyLock<Histogram> = LazyLock::new(|| {
+    histogram(
+        "etcd_disk_wal_write_duration_seconds",
+        "The latency distributions of write called by WAL.",
+        0.001,
+        14,
+    )
+});
+
+pub(super) static WAL_WRITE_BYTES: LazyLock<IntGauge> = LazyLock::new(|| {
+    gauge("etcd_disk_wal_write_bytes_total", "Total number of bytes written in WAL.")
+});
+
 /// Publishes the size of the database.
 pub(super) fn set_sizes(sizes: Sizes) {
     DB_TOTAL_BYTES.set(i64::try_from(sizes.total).unwrap_or(i64::MAX));
@@ -43,10 +65,10 @@ pub(super) fn set_sizes(sizes: Sizes) {
 
 /// Makes every series of this folder exist.
 pub fn register_metrics() {
-    for gauge in [&DB_TOTAL_BYTES, &DB_IN_USE_BYTES, &OPEN_READ_TRANSACTIONS] {
+    for gauge in [&DB_TOTAL_BYTES, &DB_IN_USE_BYTES, &OPEN_READ_TRANSACTIONS, &WAL_WRITE_BYTES] {
         LazyLock::force(gauge);
     }
-    for histogram in [&COMMIT_SECONDS] {
+    for histogram in [&COMMIT_SECONDS, &WAL_FSYNC_SECONDS, &WAL_WRITE_SECONDS] {
         LazyLock::force(histogram);
     }
 }

@@ -27,6 +27,7 @@ pub mod backend;
 pub mod flusher;
 pub mod keys;
 pub mod tables;
+pub mod wal;
 #[cfg(test)]
 mod backend_tests;
 

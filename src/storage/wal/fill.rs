@@ -1,0 +1,146 @@
+//! Makes segments ahead of need, and fills them with zeros.
+//!
+//! Decides when a block of the log is allocated: before it is written. Overwriting zeros leaves
+//! the file's extents alone, so a sync of the log flushes data and nothing else; on reserved but
+//! unwritten blocks every sync also waits for the journal (a batch of 16 entries: 153 instead of
+//! 93 us). Owned by the log; each fill is one thread that ends by itself.
+//!
+//! Invariants
+//! - L1 The filler never writes below `filled`; the log never writes above it while one runs.
+
+use std::{
+    io,
+    path::PathBuf,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    thread::JoinHandle,
+    time::Duration,
+};
+
+use crate::base::{
+    file::{Disk, File},
+    thread::{self, Priority},
+};
+
+/// Zeros that are written and synced at a time: little enough to slip between the log's own syncs.
+pub(super) const CHUNK_BYTES: usize = 1 << 20;
+/// Rest between chunks, so that a fill takes about half a second and not the disk.
+const CHUNK_PAUSE: Duration = Duration::from_millis(5);
+
+/// A fill in progress, or done.
+#[derive(Debug)]
+pub(super) struct Fill {
+    progress: Arc<Progress>,
+    thread: Option<JoinHandle<io::Result<Arc<File>>>>,
+}
+
+#[derive(Debug, Default)]
+struct Progress {
+    /// Zeros stand below this offset.
+    filled: AtomicU64,
+    stop: AtomicBool,
+}
+
+impl Fill {
+    /// Fills an open file from `from` to `to`.
+    pub(super) fn start(file: Arc<File>, from: u64, to: u64) -> io::Result<Self> {
+        Self::spawn(from, to, move || Ok(file))
+    }
+
+    /// Creates, locks and fills a new file of `bytes` bytes, or only reserves room for it.
+    pub(super) fn create(disk: Disk, path: PathBuf, bytes: u64, zero: bool) -> io::Result<Self> {
+        let from = if zero { 0 } else { bytes };
+        Self::spawn(from, bytes, move || Ok(Arc::new(reserve(&disk, &path, bytes)?)))
+    }
+
+    fn spawn(
+        from: u64,
+        to: u64,
+        file: impl FnOnce() -> io::Result<Arc<File>> + Send + 'static,
+    ) -> io::Result<Self> {
+        let progress = Arc::new(Progress::default());
+        progress.filled.store(from, Ordering::Release);
+        let shared = Arc::clone(&progress);
+        let thread = thread::spawn("wal-fill", Priority::Background, move || {
+            let file = file()?;
+            run(&file, &shared, to)?;
+            Ok(file)
+        })?;
+        Ok(Self { progress, thread: Some(thread) })
+    }
+
+    /// Makes sure that the log may write up to `end` (L1).
+    pub(super) fn make_way(&mut self, end: u64) {
+        if self.progress.filled.load(Ordering::Acquire) < end {
+            self.finish_early();
+        }
+    }
+
+    /// The file, as far as it is filled.
+    pub(super) fn take(mut self) -> io::Result<Arc<File>> {
+        self.progress.stop.store(true, Ordering::Release);
+        let thread = self.thread.take().expect("only a finished fill has none");
+        thread.join().unwrap_or_else(|_| Err(io::Error::other("the filler panicked")))
+    }
+
+    fn finish_early(&mut self) {
+        self.progress.stop.store(true, Ordering::Release);
+        let Some(thread) = self.thread.take() else { return };
+        // What is not filled is written into as it is; only speed was at stake.
+        if let Ok(Err(error)) = thread.join() {
+            tracing::warn!(%error, "could not fill a WAL segment with zeros");
+        }
+        self.progress.filled.store(u64::MAX, Ordering::Release);
+    }
+}
+
+impl Drop for Fill {
+    fn drop(&mut self) {
+        self.finish_early();
+    }
+}
+
+/// Creates a file with room for `bytes` bytes, locked.
+pub(super) fn reserve(disk: &Disk, path: &std::path::Path, bytes: u64) -> io::Result<File> {
+    let file = disk.create(path)?;
+    if !file.try_lock()? {
+        return Err(io::Error::from(io::ErrorKind::WouldBlock));
+    }
+    file.allocate(bytes)?;
+    Ok(file)
+}
+
+fn run(file: &File, progress: &Progress, to: u64) -> io::Result<()> {
+    let zeros = vec![0; CHUNK_BYTES];
+    let mut filled = progress.filled.load(Ordering::Acquire);
+    while filled < to && !progress.stop.load(Ordering::Acquire) {
+        let chunk = usize::try_from(to - filled).unwrap_or(CHUNK_BYTES).min(CHUNK_BYTES);
+        file.write_at(&zeros[..chunk], filled)?;
+        file.sync()?;
+        filled += u64::try_from(chunk).expect("a chunk is small");
+        progress.filled.store(filled, Ordering::Release);
+        std::thread::sleep(CHUNK_PAUSE);
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn filled_file_is_all_zeros_and_stays_writable_behind_the_filler() {
+        let dir = tempfile::TempDir::new().unwrap();
+        let path = dir.path().join("0.tmp");
+        let bytes = 3 * u64::try_from(CHUNK_BYTES).unwrap() + 17;
+        let mut fill = Fill::create(Disk::system(), path.clone(), bytes, true).unwrap();
+        fill.make_way(bytes);
+        let file = fill.progress.filled.load(Ordering::Acquire);
+        assert_eq!(file, u64::MAX, "a filler still runs");
+        let stored = std::fs::read(&path).unwrap();
+        assert_eq!(u64::try_from(stored.len()).unwrap(), bytes);
+        assert!(stored.iter().all(|&byte| byte == 0));
+    }
+}
