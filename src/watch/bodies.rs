@@ -10,10 +10,13 @@ use bytes::Bytes;
 
 use super::{
     frame::{Body, Header, encode_event},
-    history::{Event, History, HistoryError},
+    history::History,
     interest::Wishes,
 };
-use crate::model::Revision;
+use crate::{
+    model::Revision,
+    mvcc::{Damage, Event},
+};
 
 /// Bodies made of the events of one search.
 pub(super) struct Bodies<'a, H> {
@@ -40,7 +43,7 @@ impl<'a, H: History> Bodies<'a, H> {
         &mut self,
         hits: &[u32],
         wishes: Wishes,
-    ) -> Result<Option<Arc<Body>>, HistoryError> {
+    ) -> Result<Option<Arc<Body>>, Damage> {
         let wanted: Vec<usize> = hits
             .iter()
             .map(|place| *place as usize)
@@ -67,7 +70,7 @@ impl<'a, H: History> Bodies<'a, H> {
         hits: &[u32],
         wishes: Wishes,
         next: Revision,
-    ) -> Result<Option<Arc<Body>>, HistoryError> {
+    ) -> Result<Option<Arc<Body>>, Damage> {
         let seen = hits.partition_point(|at| self.events[*at as usize].revision.main < next);
         if let Some(body) = self.made.get(&(range, wishes, seen)) {
             return Ok(body.clone());
@@ -77,7 +80,7 @@ impl<'a, H: History> Bodies<'a, H> {
         Ok(body)
     }
 
-    fn encode(&mut self, places: &[usize], form: usize) -> Result<Arc<Body>, HistoryError> {
+    fn encode(&mut self, places: &[usize], form: usize) -> Result<Arc<Body>, Damage> {
         let mut parts = Vec::with_capacity(places.len());
         for place in places {
             parts.push(self.encode_one(*place, form)?);
@@ -85,7 +88,7 @@ impl<'a, H: History> Bodies<'a, H> {
         Ok(Arc::new(Body::new(self.header, parts)))
     }
 
-    fn encode_one(&mut self, place: usize, form: usize) -> Result<Bytes, HistoryError> {
+    fn encode_one(&mut self, place: usize, form: usize) -> Result<Bytes, Damage> {
         if let Some(bytes) = &self.encoded[form][place] {
             return Ok(bytes.clone());
         }
@@ -101,7 +104,7 @@ impl<'a, H: History> Bodies<'a, H> {
     ///
     /// Source: etcd reads it as the key's state at one revision less, which fails below the
     /// compaction point even if the row itself survives.
-    fn previous(&self, event: &Event) -> Result<Option<Bytes>, HistoryError> {
+    fn previous(&self, event: &Event) -> Result<Option<Bytes>, Damage> {
         match event.previous {
             Some(at) if self.view.compacted() < event.revision.main => self.view.row(at),
             _ => Ok(None),

@@ -21,8 +21,10 @@ use prost::{
 };
 use proto::etcdserverpb::{ResponseHeader, WatchResponse};
 
-use super::history::{Event, EventKind};
-use crate::model::{ClusterId, MemberId, Revision, Term};
+use crate::{
+    model::{ClusterId, MemberId, Revision, Term},
+    mvcc::{Event, EventKind},
+};
 
 const TAG_HEADER: u8 = 0x0a;
 const TAG_WATCH_ID: u8 = 0x10;

@@ -5,7 +5,10 @@
 
 use bytes::Bytes;
 
-use crate::model::{Revision, RowRevision};
+use crate::{
+    model::{Rejection, Revision, RowRevision},
+    mvcc::{Damage, EventBatch, ReadError, View},
+};
 
 /// An immutable key history up to a revision.
 pub trait History {
@@ -20,25 +23,17 @@ pub trait History {
     /// compacted.
     ///
     /// # Errors
-    /// - [`HistoryError::Damaged`] if the row cannot be read back.
-    fn row(&self, at: RowRevision) -> Result<Option<Bytes>, HistoryError>;
+    /// - if the row cannot be read back.
+    fn row(&self, at: RowRevision) -> Result<Option<Bytes>, Damage>;
 
-    /// The events from `from` on, oldest first, in whole revisions: at most `limit.revisions` of
-    /// them, and none after the one that reaches `limit.bytes`.
+    /// The events from `from` on, oldest first, in whole revisions: of at most `revisions_max`
+    /// of them or some MiB, but of one at least.
     ///
     /// # Errors
     /// - [`HistoryError::Compacted`] if `from` is below the compaction point.
+    /// - [`HistoryError::Outdated`] if only a newer view can tell.
     /// - [`HistoryError::Damaged`] if a row cannot be read back.
-    fn events_from(&self, from: Revision, limit: ChunkLimit) -> Result<Chunk, HistoryError>;
-}
-
-/// How much history to read at once. At least one revision is read, whatever its size.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct ChunkLimit {
-    /// Revisions.
-    pub revisions: usize,
-    /// Bytes of rows.
-    pub bytes: usize,
+    fn events_from(&self, from: Revision, revisions_max: usize) -> Result<Chunk, HistoryError>;
 }
 
 /// A piece of history.
@@ -51,52 +46,46 @@ pub struct Chunk {
 }
 
 /// Why a piece of history cannot be read.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub enum HistoryError {
     /// It is below the compaction point.
     Compacted {
         /// The compaction point.
         compacted: Revision,
     },
+    /// A compaction that this view does not know has taken rows away.
+    Outdated,
     /// The stored bytes are not what was written.
-    Damaged {
-        /// What is wrong, for the log.
-        reason: String,
-    },
+    Damaged(Damage),
 }
 
-/// What happened to a key.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum EventKind {
-    /// It was created or changed.
-    Put,
-    /// It was deleted.
-    Delete,
-}
+impl History for View {
+    fn revision(&self) -> Revision {
+        self.revision()
+    }
 
-/// One change of one key.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Event {
-    /// The key.
-    pub key: Bytes,
-    /// What happened.
-    pub kind: EventKind,
-    /// The wire form of `mvccpb.KeyValue` for the event: of a deletion, only the key and the
-    /// revision.
-    pub row: Bytes,
-    /// Where the change stands in history.
-    pub revision: RowRevision,
-    /// Whether the key did not exist before.
-    pub created: bool,
-    /// The change of the same key before this one, unless `created`.
-    pub previous: Option<RowRevision>,
-}
+    fn compacted(&self) -> Revision {
+        self.compacted()
+    }
 
-/// Every change of one revision, in order.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct EventBatch {
-    /// The revision.
-    pub revision: Revision,
-    /// Its changes; never empty.
-    pub events: std::sync::Arc<[Event]>,
+    fn row(&self, at: RowRevision) -> Result<Option<Bytes>, Damage> {
+        match self.row(at) {
+            Ok(row) => Ok(row),
+            // A compaction took it, whether the view knows or not.
+            Err(ReadError::Rejected(_) | ReadError::Outdated) => Ok(None),
+            Err(ReadError::Damaged(damage)) => Err(damage),
+        }
+    }
+
+    fn events_from(&self, from: Revision, revisions_max: usize) -> Result<Chunk, HistoryError> {
+        match self.events_between(from, self.revision(), revisions_max) {
+            Ok(old) => Ok(Chunk { batches: old.batches, through: Revision(old.next.0 - 1) }),
+            Err(ReadError::Rejected(Rejection::Compacted { compacted, .. })) => {
+                Err(HistoryError::Compacted { compacted })
+            }
+            // No other refusal is possible for a revision that the view has.
+            Err(ReadError::Rejected(_) | ReadError::Outdated) => Err(HistoryError::Outdated),
+            Err(ReadError::Damaged(damage)) => Err(HistoryError::Damaged(damage)),
+        }
+    }
 }

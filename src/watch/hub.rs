@@ -19,7 +19,7 @@ use tracing::error;
 use super::{
     bodies::Bodies,
     frame::{Frame, Identity},
-    history::{Chunk, ChunkLimit, Event, EventBatch, History, HistoryError},
+    history::{Chunk, History, HistoryError},
     interest::{Interests, WatcherId, Wishes},
     ledger::{Ledger, Progress, State, Stream, Watcher},
     request::{CreateWatch, DUPLICATE_ID, EMPTY_RANGE, NO_WATCH_ID, Request},
@@ -27,6 +27,7 @@ use super::{
 use crate::{
     base::random::Random,
     model::{Revision, Term},
+    mvcc::{Damage, Event, EventBatch},
 };
 
 /// A client stream, unique within a hub.
@@ -67,8 +68,8 @@ pub struct Settings {
     pub queue_frames_max: usize,
     /// A stream with this many bytes of responses waiting has no room for events.
     pub queue_bytes_max: usize,
-    /// How much history a turn of catching up reads.
-    pub chunk: ChunkLimit,
+    /// How many revisions a turn of catching up reads at most.
+    pub turn_revisions_max: usize,
 }
 
 /// Every watcher of some streams.
@@ -166,15 +167,17 @@ impl Hub {
         if from < view.compacted() {
             return self.cancel_below(view.compacted());
         }
-        match view.events_from(from, self.ledger.settings.chunk) {
+        match view.events_from(from, self.ledger.settings.turn_revisions_max) {
             Ok(chunk) => self.feed(view, from, &chunk),
             Err(HistoryError::Compacted { compacted }) => {
                 assert!(from < compacted, "{from} is not below {compacted}");
                 self.cancel_below(compacted);
             }
-            Err(error @ HistoryError::Damaged { .. }) => {
+            // The next view has been published, or is about to be.
+            Err(HistoryError::Outdated) => {}
+            Err(HistoryError::Damaged(damage)) => {
                 let waiting = self.ledger.lagging_at(from);
-                self.break_off(waiting.into_iter().map(|id| (id, error.clone())).collect());
+                self.break_off(waiting.into_iter().map(|id| (id, damage.clone())).collect());
             }
         }
     }
@@ -426,7 +429,7 @@ impl Hub {
             let hits = self.interests.hits(range);
             match bodies.select_from(range, hits, watcher.wishes, watcher.next) {
                 Ok(body) => self.ledger.advance(id, through, body.as_ref()),
-                Err(error) => failed.push((id, error)),
+                Err(damage) => failed.push((id, damage)),
             }
         }
         self.interests.clear();
@@ -442,15 +445,15 @@ impl Hub {
     /// Ends the streams of watchers for whom history could not be read: silence would look like
     /// "nothing happened". All watchers of these streams leave, so nobody asks for the damaged
     /// rows again.
-    fn break_off(&mut self, failed: Vec<(WatcherId, HistoryError)>) {
+    fn break_off(&mut self, failed: Vec<(WatcherId, Damage)>) {
         let mut streams: Vec<_> = failed
             .into_iter()
-            .map(|(id, error)| (self.ledger.watchers[id.0].stream, error))
+            .map(|(id, damage)| (self.ledger.watchers[id.0].stream, damage))
             .collect();
         streams.sort_by_key(|(stream, _)| *stream);
         streams.dedup_by_key(|(stream, _)| *stream);
-        for (stream, error) in streams {
-            error!(?error, "failed to read history for a watch stream");
+        for (stream, damage) in streams {
+            error!(error = ?damage, "failed to read history for a watch stream");
             self.vacate(stream);
             self.ledger.streams[stream.0].broken = true;
             self.broken.push(stream);

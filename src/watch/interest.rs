@@ -14,11 +14,13 @@ use std::collections::HashMap;
 use bytes::Bytes;
 
 use super::{
-    history::{Event, EventKind},
     interval::{End, IntervalMap},
     slab::Slab,
 };
-use crate::model::KeyRange;
+use crate::{
+    model::KeyRange,
+    mvcc::{Event, EventKind},
+};
 
 /// A watcher, for as long as it lives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

@@ -16,10 +16,8 @@ use std::{
     time::Duration,
 };
 
-use super::{
-    history::EventBatch,
-    link::{Link, Ring},
-};
+use super::link::{Link, Ring};
+use crate::mvcc::EventBatch;
 
 /// Events that may wait for a watch thread. Beyond it they are dropped, and watchers read them
 /// from history, which takes no more memory. At 100 bytes each, without their rows.

@@ -50,3 +50,6 @@ pub fn register_metrics() {
     ledger::register_metrics();
     link::register_metrics();
 }
+
+/// The watch service of a member.
+pub type WatchHandle = thread::Handle<crate::mvcc::View>;

@@ -16,7 +16,7 @@ use std::{
 use tracing::debug;
 
 use super::{
-    history::{EventBatch, History},
+    history::History,
     hub::{Hub, Settings, StreamId},
     link::{End, Link, Ring, WatchStream},
     mailbox::{Mail, Mailbox},
@@ -24,6 +24,7 @@ use super::{
 use crate::{
     base::{clock::Clock, random::Random},
     model::Term,
+    mvcc::EventBatch,
 };
 
 /// The watch service. Cloning shares it.

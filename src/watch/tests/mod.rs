@@ -15,13 +15,14 @@ use proto::{etcdserverpb::WatchResponse, mvccpb};
 
 use super::{
     frame::{Frame, Identity},
-    history::{Chunk, ChunkLimit, Event, EventBatch, EventKind, History, HistoryError},
+    history::{Chunk, History, HistoryError},
     hub::{Hub, Settings, StreamId},
     request::{CreateWatch, Request},
 };
 use crate::{
     base::random::Random,
     model::{ClusterId, KeyRange, MemberId, Revision, RowRevision, Term},
+    mvcc::{Damage, Event, EventBatch, EventKind},
 };
 
 const TERM: Term = Term(4);
@@ -124,20 +125,21 @@ impl History for FakeHistory {
         self.compacted
     }
 
-    fn row(&self, at: RowRevision) -> Result<Option<Bytes>, HistoryError> {
+    fn row(&self, at: RowRevision) -> Result<Option<Bytes>, Damage> {
         if self.damaged {
-            return Err(HistoryError::Damaged { reason: "checksum".to_owned() });
+            return Err(Damage::Missing(at));
         }
         Ok(self.rows.get(&at).cloned())
     }
 
-    fn events_from(&self, from: Revision, limit: ChunkLimit) -> Result<Chunk, HistoryError> {
+    fn events_from(&self, from: Revision, revisions_max: usize) -> Result<Chunk, HistoryError> {
         if self.damaged {
-            return Err(HistoryError::Damaged { reason: "checksum".to_owned() });
+            let at = RowRevision { main: from, sub: 0 };
+            return Err(HistoryError::Damaged(Damage::Missing(at)));
         }
         assert!(self.compacted <= from, "{from} is below {}", self.compacted);
         let start = self.batches.partition_point(|batch| batch.revision < from);
-        let batches: Vec<_> = self.batches[start..].iter().take(limit.revisions).cloned().collect();
+        let batches: Vec<_> = self.batches[start..].iter().take(revisions_max).cloned().collect();
         let through = batches.last().map_or(self.revision(), |batch| batch.revision);
         Ok(Chunk { batches, through })
     }
@@ -216,7 +218,7 @@ fn settings(queue_frames_max: usize) -> Settings {
         progress_notify_interval: NOTIFY_INTERVAL,
         queue_frames_max,
         queue_bytes_max: 1 << 20,
-        chunk: ChunkLimit { revisions: 2, bytes: 1 << 20 },
+        turn_revisions_max: 2,
     }
 }
 

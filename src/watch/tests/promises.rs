@@ -437,3 +437,18 @@ fn closed_stream_takes_its_watchers_along() {
     assert_eq!(bench.hub.take_dirty(), None);
     bench.write(&[Put("a")]);
 }
+
+#[test]
+fn gap_does_not_send_an_idle_watcher_back_behind_the_compaction() {
+    let mut bench = Bench::new();
+    let stream = created(&mut bench, single("a"));
+    for _ in 0..4 {
+        bench.write(&[Put("b")]);
+    }
+    bench.history.compacted = Revision(5);
+    bench.history.write(&[Put("a")]);
+    bench.publish_without_batches();
+    bench.catch_up();
+    let told: Vec<_> = bench.drain(stream).iter().flat_map(events).collect();
+    assert_eq!(told, [("a".to_owned(), 6)]);
+}
