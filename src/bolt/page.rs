@@ -7,7 +7,8 @@ use std::fmt;
 /// The size of the pages that the writer makes, in bytes. Etcd finds the trailing hash of a backup
 /// by the file's length modulo 512, so it must be a multiple of that.
 pub const PAGE_BYTES: usize = 4096;
-const _: () = assert!(PAGE_BYTES % 512 == 0, "the trailing hash of a backup must be findable");
+const _: () =
+    assert!(PAGE_BYTES.is_multiple_of(512), "the trailing hash of a backup must be findable");
 
 /// The longest key that bbolt accepts.
 pub const KEY_BYTES_MAX: usize = 32_768;

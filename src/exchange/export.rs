@@ -94,6 +94,12 @@ fn visit(
 fn write_failed(error: BoltError) -> ExchangeError {
     match error {
         BoltError::Io(source) => ExchangeError::Receiver(source),
-        error => ExchangeError::Export(error),
+        error @ (BoltError::NotADatabase
+        | BoltError::OtherVersion
+        | BoltError::MetaChecksum
+        | BoltError::Damaged { .. }
+        | BoltError::OutOfOrder
+        | BoltError::Unfit { .. }
+        | BoltError::PlanBroken { .. }) => ExchangeError::Export(error),
     }
 }

@@ -56,7 +56,7 @@ pub enum OfflineError {
         /// The data directory.
         data_dir: PathBuf,
         /// Why.
-        source: Box<OfflineError>,
+        source: Box<Self>,
     },
     /// The backend refused.
     Backend(BackendError),
@@ -162,7 +162,12 @@ impl From<ExchangeError> for OfflineError {
         match source {
             ExchangeError::Bolt { source, .. } => Self::Database(source),
             ExchangeError::Backend(source) => Self::Backend(source),
-            source => Self::Exchange(source),
+            source @ (ExchangeError::RowKey { .. }
+            | ExchangeError::System { .. }
+            | ExchangeError::Export(_)
+            | ExchangeError::Receiver(_)
+            | ExchangeError::Missing { .. }
+            | ExchangeError::Behind { .. }) => Self::Exchange(source),
         }
     }
 }
