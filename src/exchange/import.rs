@@ -11,11 +11,12 @@ use std::{
 use super::{
     EtcdFile, ExchangeError,
     bucket::{BUCKETS, Content},
+    conf_state::{conf_state_json, conf_state_of},
 };
 use crate::{
     bolt::Source,
     model::RowRevision,
-    storage::{Backend, BackendOptions},
+    storage::{Backend, BackendOptions, Table, Writer, tables::CONF_STATE},
 };
 
 /// What is written in one transaction: few enough bytes that it fits memory many times over, many
@@ -50,6 +51,7 @@ pub fn import<S: Source>(
     remove(&unfinished)?;
     let (backend, mut writer) = Backend::open(&BackendOptions::new(unfinished.clone()))?;
     let imported = import_into(file, &mut writer, progress)?;
+    settle_membership(&backend, &mut writer)?;
     drop(writer);
     drop(backend);
     remove(dir)?;
@@ -64,7 +66,7 @@ pub fn import<S: Source>(
 /// As [`import`].
 pub fn import_into<S: Source>(
     file: &EtcdFile<S>,
-    writer: &mut crate::storage::Writer,
+    writer: &mut Writer,
     mut progress: impl FnMut(u64),
 ) -> Result<Imported, ExchangeError> {
     for name in file.bucket_names() {
@@ -101,6 +103,28 @@ pub fn import_into<S: Source>(
         }
         transaction.commit()?;
     }
+}
+
+/// Makes raft's membership the one that the members make.
+fn settle_membership(backend: &Backend, writer: &mut Writer) -> Result<(), ExchangeError> {
+    let reader = backend.reader()?;
+    let members = reader.scan(Table::Members)?.collect::<Result<Vec<_>, _>>()?;
+    let Some(state) = conf_state_of(members.iter().map(|(_, value)| *value)) else {
+        return Ok(());
+    };
+    let stored = reader.get(Table::Meta, CONF_STATE)?;
+    let right = conf_state_json(&state);
+    if stored.is_some_and(|stored| stored != right) {
+        tracing::info!(
+            stored = %String::from_utf8_lossy(stored.unwrap_or_default()),
+            members = %String::from_utf8_lossy(&right),
+            "replaced the stored membership by that of the members"
+        );
+    }
+    let mut transaction = writer.begin()?;
+    transaction.put(Table::Meta, CONF_STATE, &right)?;
+    transaction.commit()?;
+    Ok(())
 }
 
 /// Removes what an import that was cut short left beside `dir`.

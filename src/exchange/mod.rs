@@ -32,6 +32,7 @@
 
 mod backup;
 mod bucket;
+mod conf_state;
 mod digest;
 mod error;
 mod etcd_file;
@@ -43,6 +44,7 @@ mod tests;
 
 pub use adopt::{Adopted, IMPORTED_FILE, adopt, snapshot_file};
 pub use backup::{About, Part, Pieces, receive_backup, run_backup};
+pub use conf_state::conf_state_json;
 pub use digest::{DIGEST_BYTES, Digest, Trailer, has_trailer};
 pub use error::ExchangeError;
 pub use etcd_file::EtcdFile;

@@ -19,7 +19,7 @@ use crate::{
         Backend, BackendOptions, Table,
         backend::BACKEND_DIRECTORY,
         keys,
-        tables::{CONSISTENT_INDEX, STORAGE_VERSION},
+        tables::{CONF_STATE, CONSISTENT_INDEX, STORAGE_VERSION},
     },
 };
 
@@ -303,4 +303,20 @@ fn import_that_was_cut_short_starts_again() {
     assert_eq!(case.adopt(0).expect("it starts again"), Adopted::Database);
     assert_eq!(case.content(), Content::at(5));
     assert!(!unfinished.exists(), "leftovers are removed");
+}
+
+#[test]
+fn membership_that_a_restore_of_etcd_left_behind_is_replaced() {
+    let mut content = Content::at(5);
+    let mut put = |table, key: &'static [u8], value: &'static [u8]| {
+        content.tables.insert((table, Bytes::from_static(key)), Bytes::from_static(value));
+    };
+    put(Table::Members, b"5", br#"{"id":5,"peerURLs":["http://a:1"],"name":"a"}"#);
+    put(Table::Meta, CONF_STATE, br#"{"voters":[9],"auto_leave":false}"#);
+    let dir = TempDir::new().expect("a temporary directory");
+    std::fs::write(dir.path().join("db"), content.file()).expect("room");
+    assert_eq!(adopt(dir.path(), LogIndex(5)).expect("whole"), Adopted::Database);
+    let taken = Content::load(&dir.path().join(BACKEND_DIRECTORY));
+    let stored = &taken.tables[&(Table::Meta, Bytes::from_static(CONF_STATE))];
+    assert_eq!(stored, br#"{"voters":[5],"auto_leave":false}"#.as_slice());
 }
