@@ -22,8 +22,9 @@ use std::{
     fmt::{self, Write as _},
     fs::{File, OpenOptions},
     io::{self, Write},
+    os::unix::fs::OpenOptionsExt as _,
     panic::{self, Location},
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::{
         Arc, LazyLock, Mutex, Once, PoisonError,
         atomic::{AtomicU32, AtomicU64, Ordering},
@@ -105,6 +106,15 @@ impl Default for Options {
     }
 }
 
+/// A log file that cannot be opened.
+#[derive(Debug)]
+pub struct OpenError {
+    /// The file.
+    pub path: PathBuf,
+    /// What the system says.
+    pub source: io::Error,
+}
+
 /// A field value that is shown as JSON rather than as a string: lists, sets, objects.
 #[derive(Clone, Copy)]
 pub struct Json<T>(pub T);
@@ -161,7 +171,7 @@ pub fn install() {
 ///
 /// # Errors
 /// If a log file cannot be opened; the former options stay.
-pub fn configure(options: &Options) -> io::Result<()> {
+pub fn configure(options: &Options) -> Result<(), OpenError> {
     LOGGER.store(Arc::new(Logger::open(options)?));
     tracing::callsite::rebuild_interest_cache();
     Ok(())
@@ -202,7 +212,7 @@ enum Target {
 }
 
 impl Logger {
-    fn open(options: &Options) -> io::Result<Self> {
+    fn open(options: &Options) -> Result<Self, OpenError> {
         let mut outputs = Vec::with_capacity(options.outputs.len());
         for output in &options.outputs {
             outputs.push(match output {
@@ -242,9 +252,9 @@ impl Logger {
     }
 }
 
-fn open_log_file(path: &PathBuf) -> io::Result<File> {
-    use std::os::unix::fs::OpenOptionsExt as _;
-    OpenOptions::new().create(true).append(true).mode(0o600).open(path)
+fn open_log_file(path: &Path) -> Result<File, OpenError> {
+    let opened = OpenOptions::new().create(true).append(true).mode(0o600).open(path);
+    opened.map_err(|source| OpenError { path: path.to_path_buf(), source })
 }
 
 /// The first [`SAMPLED_FIRST`] lines of one text in a second pass, then one in [`SAMPLED_EACH`].

@@ -10,7 +10,7 @@ use serde_json::{Map, Value};
 
 use super::{
     flags::{Flags, INITIAL_CLUSTER},
-    slot::Refused as Value_,
+    slot::Refused as Unfit,
     table,
 };
 
@@ -103,20 +103,23 @@ pub(super) fn apply(flags: &mut Flags, path: &str) -> Result<(), Refused> {
 }
 
 /// The system's message without the error number that Rust appends, in lower case as in Go.
-fn go_error(error: &std::io::Error) -> String {
+pub(super) fn go_error(error: &std::io::Error) -> String {
     let text = error.to_string();
     text.split(" (os error").next().unwrap_or_default().to_lowercase()
 }
 
 fn apply_text(flags: &mut Flags, text: &str) -> Result<(), Refused> {
-    let root: Value = serde_saphyr::from_str(text)
-        .map_err(|error| Refused::Text(format!("error converting YAML to JSON: yaml: {error}")))?;
+    let root: Value = serde_saphyr::from_str(text).map_err(|error| {
+        let picture = error.to_string();
+        let sentence = picture.lines().next().unwrap_or_default().trim_start_matches("error: ");
+        Refused::Text(format!("error converting YAML to JSON: yaml: {sentence}"))
+    })?;
     let root = match root {
         Value::Object(root) => root,
         Value::Null => Map::new(),
         other => {
-            let found = kind(&other);
-            return Err(decoding(&format!("{found} into Go value of type embed.configYAML")));
+            let (wanted, found) = ("embed.configYAML", kind(&other, ""));
+            return Err(decoding(&format!("{found} into Go value of type {wanted}")));
         }
     };
     for flag in table::all().filter(|flag| !ABSENT.contains(&flag.name)) {
@@ -139,33 +142,63 @@ fn look_up<'a>(root: &'a Map<String, Value>, path: &[&str]) -> Result<Option<&'a
         match map.get(*section) {
             None | Some(Value::Null) => return Ok(None),
             Some(Value::Object(inner)) => map = inner,
-            Some(other) => return Err(explain(Value_::Type("struct"), other, &path[..=depth])),
+            Some(other) => {
+                let path = &path[..=depth];
+                return Err(explain(Unfit::Type(section_type(path)), other, path));
+            }
         }
     }
     Ok(map.get(*last).filter(|value| !value.is_null()))
 }
 
-fn explain(refused: Value_, value: &Value, path: &[&str]) -> Refused {
+fn explain(refused: Unfit, value: &Value, path: &[&str]) -> Refused {
     let key = path.join(".");
     match refused {
-        Value_::Text(text) => Refused::Text(text),
-        Value_::Url(error) => {
+        Unfit::Text(text) => Refused::Text(text),
+        Unfit::Url(error) => {
             // etcd names another flag here.
             let key = if key == "advertise-client-urls" { "advertise-peer-urls" } else { &key };
             Refused::Url(format!("unexpected error setting up {key}: {error}"))
         }
-        Value_::Type(wanted) => {
+        Unfit::Type(wanted) => {
             let wanted = match key.as_str() {
                 "snapshot-count" | "snapshot-catchup-entries" => "uint64",
                 "quota-backend-bytes" => "int64",
                 _ => wanted,
             };
-            let holder = if OUTER.contains(&path[0]) { "configJSON" } else { "Config" };
-            let found = kind(value);
+            let found = kind(value, wanted);
             decoding(&format!(
-                "{found} into Go struct field configYAML.{holder}.{key} of type {wanted}"
+                "{found} into Go struct field {}.{key} of type {wanted}",
+                holder(path)
             ))
         }
+    }
+}
+
+/// Go's names of the structures around a key: the innermost one and the one that is embedded.
+fn holder(path: &[&str]) -> String {
+    let embedded = if OUTER.contains(&path[0]) { "configJSON" } else { "Config" };
+    let innermost = match path {
+        [_] => "configYAML",
+        ["socket-options", ..] => "SocketOpts",
+        [DISCOVERY, "client", "secure", _] => "SecureConfig",
+        [DISCOVERY, "client", "auth", _] => "AuthConfig",
+        [DISCOVERY, "client", _] => "ConfigSpec",
+        [DISCOVERY, ..] => "DiscoveryConfig",
+        _ => "securityConfig",
+    };
+    format!("{innermost}.{embedded}")
+}
+
+/// Go's type of a section.
+fn section_type(path: &[&str]) -> &'static str {
+    match path {
+        ["socket-options", ..] => "transport.SocketOpts",
+        [DISCOVERY] => "v3discovery.DiscoveryConfig",
+        [DISCOVERY, "client"] => "clientv3.ConfigSpec",
+        [DISCOVERY, _, "secure"] => "clientv3.SecureConfig",
+        [DISCOVERY, ..] => "clientv3.AuthConfig",
+        _ => "embed.securityConfig",
     }
 }
 
@@ -175,12 +208,14 @@ fn decoding(what: &str) -> Refused {
     ))
 }
 
-/// Go's name for what was found; numbers are shown where another number would do.
-fn kind(value: &Value) -> String {
+/// Go's name for what was found; a number is shown where another number would do.
+fn kind(value: &Value, wanted: &str) -> String {
+    let numeric = wanted.starts_with("uint") || wanted.starts_with("int");
     match value {
         Value::Null => "null".to_owned(),
         Value::Bool(_) => "bool".to_owned(),
-        Value::Number(number) => format!("number {number}"),
+        Value::Number(number) if numeric || wanted == "time.Duration" => format!("number {number}"),
+        Value::Number(_) => "number".to_owned(),
         Value::String(_) => "string".to_owned(),
         Value::Array(_) => "array".to_owned(),
         Value::Object(_) => "object".to_owned(),

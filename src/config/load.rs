@@ -164,8 +164,11 @@ fn settle_command_line(flags: &mut Flags) {
 /// Sets the log up and checks everything that etcd checks.
 fn check(flags: &mut Flags) -> Result<(), Fault> {
     let options = validate::logging(flags).map_err(Fault::Invalid)?;
-    log::configure(&options)
-        .map_err(|error| Fault::Invalid(format!("couldn't open sink: {error}")))?;
+    log::configure(&options).map_err(|error| {
+        let path = error.path.display();
+        let why = file::go_error(&error.source);
+        Fault::Invalid(format!("open sink \"{path}\": open {path}: {why}"))
+    })?;
     validate::flags(flags).map_err(Fault::Invalid)
 }
 

@@ -56,10 +56,25 @@ fn text_of(value: &Value) -> Result<&str, Refused> {
 }
 
 fn texts_of(value: &Value) -> Result<Vec<String>, Refused> {
-    let refused = Refused::Type("[]string");
-    let list = value.as_array().ok_or_else(|| refused.clone())?;
-    let texts = list.iter().map(|item| item.as_str().map(str::to_owned));
-    texts.collect::<Option<_>>().ok_or(refused)
+    let list = value.as_array().ok_or(Refused::Type("[]string"))?;
+    list.iter().map(|item| text_of(item).map(str::to_owned)).collect()
+}
+
+/// The number, be it written as a decimal fraction or with an exponent; JSON has one kind only.
+fn whole(value: &Value) -> Option<i128> {
+    if let Some(number) = value.as_u64() {
+        return Some(i128::from(number));
+    }
+    if let Some(number) = value.as_i64() {
+        return Some(i128::from(number));
+    }
+    let number = value.as_f64().filter(|number| number.fract() == 0.0)?;
+    format!("{number:.0}").parse().ok()
+}
+
+fn narrowed<T: TryFrom<i128>>(value: &Value, go_type: &'static str) -> Result<T, Refused> {
+    let number = whole(value).and_then(|number| T::try_from(number).ok());
+    number.ok_or(Refused::Type(go_type))
 }
 
 impl Slot for String {
@@ -114,7 +129,7 @@ impl Slot for u64 {
     }
 
     fn set_from_file(&mut self, value: &Value) -> Result<(), Refused> {
-        *self = value.as_u64().ok_or(Refused::Type("uint"))?;
+        *self = narrowed(value, "uint")?;
         Ok(())
     }
 
@@ -130,7 +145,7 @@ impl Slot for i64 {
     }
 
     fn set_from_file(&mut self, value: &Value) -> Result<(), Refused> {
-        *self = value.as_i64().ok_or(Refused::Type("int"))?;
+        *self = narrowed(value, "int")?;
         Ok(())
     }
 
@@ -152,8 +167,7 @@ impl Slot for u32 {
     }
 
     fn set_from_file(&mut self, value: &Value) -> Result<(), Refused> {
-        let narrow = value.as_u64().and_then(|value| Self::try_from(value).ok());
-        *self = narrow.ok_or(Refused::Type("uint32"))?;
+        *self = narrowed(value, "uint32")?;
         Ok(())
     }
 
@@ -180,7 +194,7 @@ impl Slot for Nanos {
 
     /// The file has integers only: nanoseconds.
     fn set_from_file(&mut self, value: &Value) -> Result<(), Refused> {
-        self.0 = value.as_i64().ok_or(Refused::Type("time.Duration"))?;
+        self.0 = narrowed(value, "time.Duration")?;
         Ok(())
     }
 
