@@ -1,0 +1,38 @@
+# Everything that is run on this repository. CI runs `check` and `test`; nothing else is needed.
+
+SHELL := /bin/bash -o pipefail
+CARGO ?= cargo
+PREFIX ?= /usr/local
+
+.PHONY: check fix test compat bench sim fuzz install protoc
+
+# Formatting, lints, dependencies. Never writes.
+check: protoc
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
+	tools/check-dependencies
+
+fix: protoc
+	$(CARGO) clippy --workspace --all-targets --fix --allow-dirty --allow-staged
+	$(CARGO) fmt --all
+
+# All tests; the last line counts them.
+test: protoc
+	tools/run-tests --workspace
+
+# The same checks against us and against official etcd. Needs Go; builds etcd once.
+compat: protoc
+	$(CARGO) build --release --locked
+	tools/run-tests -p oxetcd-compat-tests
+
+install:
+	$(CARGO) build --release --locked
+	install -D -t $(DESTDIR)$(PREFIX)/bin target/release/oxetcd target/release/oxetcdutl
+
+# A compiler of .proto files for dependencies that insist on running one.
+protoc:
+	$(CARGO) build --quiet --locked -p oxetcd-tools --bin oxetcd-protoc
+	@install -D -C target/debug/oxetcd-protoc target/protoc/oxetcd-protoc
+
+bench sim fuzz:
+	@echo "make $@ is not available yet" >&2; exit 1
