@@ -5,7 +5,10 @@
 
 use std::{
     collections::BTreeMap,
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU32, Ordering},
+    },
 };
 
 use bytes::Bytes;
@@ -18,7 +21,9 @@ use proto::{
 
 use super::{
     caller::Caller,
-    member::{Backup, DatabaseBytes, HashedHistory, LeaseTime, Member, Position, State},
+    member::{
+        Backup, DatabaseBytes, HashedHistory, LeaseTime, Member, Position, State, StateError,
+    },
     status::CallError,
 };
 use crate::model::{
@@ -33,6 +38,8 @@ pub(crate) struct FakeState {
     pub(crate) rows: BTreeMap<Bytes, Bytes>,
     pub(crate) cluster_version: Option<String>,
     pub(crate) learner: bool,
+    /// How many reads find that their state is outdated.
+    pub(crate) outdated: Arc<AtomicU32>,
     pub(crate) alarms: Vec<AlarmMember>,
 }
 
@@ -65,6 +72,7 @@ impl Default for Fake {
             rows: BTreeMap::new(),
             cluster_version: Some("3.7.0".to_owned()),
             learner: false,
+            outdated: Arc::default(),
             alarms: Vec::new(),
         };
         Self(Arc::new(Mutex::new(Inner {
@@ -117,7 +125,11 @@ impl State for FakeState {
         self.revision
     }
 
-    fn range(&self, request: &RangeRequest) -> Result<RangeAnswer, CallError> {
+    fn range(&self, request: &RangeRequest) -> Result<RangeAnswer, StateError> {
+        if 0 < self.outdated.load(Ordering::Relaxed) {
+            self.outdated.fetch_sub(1, Ordering::Relaxed);
+            return Err(StateError::Outdated);
+        }
         if self.revision.0 < request.revision {
             let (requested, current) = (Revision(request.revision), self.revision);
             return Err(Rejection::FutureRevision { requested, current }.into());
@@ -138,12 +150,12 @@ impl State for FakeState {
         })
     }
 
-    fn read_txn(&self, request: &TxnRequest) -> Result<TxnAnswer, CallError> {
+    fn read_txn(&self, request: &TxnRequest) -> Result<TxnAnswer, StateError> {
         let succeeded = request.compare.is_empty();
         Ok(TxnAnswer { revision: self.revision, succeeded, answers: Vec::new() })
     }
 
-    fn hash_history(&self, revision: Revision) -> Result<HashedHistory, CallError> {
+    fn hash_history(&self, revision: Revision) -> Result<HashedHistory, StateError> {
         let revision = if revision.0 == 0 { self.revision } else { revision };
         Ok(HashedHistory { hash: 5, compacted: Revision(-1), revision, current: self.revision })
     }

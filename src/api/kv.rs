@@ -20,7 +20,7 @@ use super::{
     caller::Caller,
     edge::{Edge, wrong_answer},
     header,
-    member::{Member, State},
+    member::{Member, State, read},
     metrics, stats,
     status::{CallError, Refusal},
     validate,
@@ -57,7 +57,7 @@ async fn read_range<M: Member>(
 ) -> Result<crate::model::RangeAnswer, CallError> {
     let state = read_point(edge, request.serializable).await?;
     let started = edge.clock.now();
-    let answer = state.range(request);
+    let answer = read(&edge.member, state, |state| state.range(request));
     metrics::observe_range(answer.is_ok(), edge.clock.now().saturating_sub(started));
     answer
 }
@@ -151,7 +151,7 @@ async fn read_txn<M: Member>(
 ) -> Result<Reply, CallError> {
     let started = edge.clock.now();
     let answer = match read_point(edge, serializable).await {
-        Ok(state) => state.read_txn(request),
+        Ok(state) => read(&edge.member, state, |state| state.read_txn(request)),
         Err(error) => Err(error),
     };
     let took = edge.clock.now().saturating_sub(started);

@@ -22,7 +22,7 @@ use super::{
     caller::Caller,
     edge::{Edge, wrong_answer},
     header,
-    member::{Member, State},
+    member::{HashedHistory, Member, State, read},
     status::{CallError, Refusal, status as status_of},
 };
 use crate::model::{Answer, MemberId, Request, Revision};
@@ -121,9 +121,13 @@ pub(super) fn hash<M: Member>(
     _caller: Caller,
     _request: HashRequest,
 ) -> Result<Reply, CallError> {
-    let hashed = edge.member.published().hash_history(Revision(0))?;
+    let hashed = hashed(edge, Revision(0))?;
     let header = Some(header::at(&edge.member, hashed.current));
     Ok(Reply::message(&HashResponse { header, hash: hashed.hash }))
+}
+
+fn hashed<M: Member>(edge: &Edge<M>, revision: Revision) -> Result<HashedHistory, CallError> {
+    read(&edge.member, edge.member.published(), |state| state.hash_history(revision))
 }
 
 /// Hashes the key history up to a revision.
@@ -132,7 +136,7 @@ pub(super) fn hash_kv<M: Member>(
     _caller: Caller,
     request: HashKvRequest,
 ) -> Result<Reply, CallError> {
-    let hashed = edge.member.published().hash_history(Revision(request.revision))?;
+    let hashed = hashed(edge, Revision(request.revision))?;
     Ok(Reply::message(&HashKvResponse {
         header: Some(header::at(&edge.member, hashed.current)),
         hash: hashed.hash,

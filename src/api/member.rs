@@ -13,11 +13,18 @@ use proto::{
     raftpb::ConfChange,
 };
 
-use super::{caller::Caller, status::CallError};
+use super::{
+    caller::Caller,
+    status::{CallError, Refusal},
+};
 use crate::model::{
     ClusterId, LeaseId, LogIndex, MemberId, Outcome, RangeAnswer, Request, RequestId, Revision,
     Term, TxnAnswer, Unavailable,
 };
+
+/// How often a read may find that its state is outdated. Each time a compaction has passed, so one
+/// more look is enough unless compactions are minutes apart no longer.
+const OUTDATED_MAX: usize = 16;
 
 /// Where a member stands in its group.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -83,6 +90,21 @@ impl std::fmt::Debug for Backup {
     }
 }
 
+/// Why a state did not answer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum StateError {
+    /// History has been dropped since the state was published: ask a newer one.
+    Outdated,
+    /// The call fails.
+    Failed(CallError),
+}
+
+impl<E: Into<CallError>> From<E> for StateError {
+    fn from(error: E) -> Self {
+        Self::Failed(error.into())
+    }
+}
+
 /// What has been applied: one immutable state, whatever is written meanwhile.
 pub trait State: Send + Sync + 'static {
     /// The newest revision.
@@ -92,19 +114,19 @@ pub trait State: Send + Sync + 'static {
     ///
     /// # Errors
     /// - compacted or future revisions, and damaged rows.
-    fn range(&self, request: &RangeRequest) -> Result<RangeAnswer, CallError>;
+    fn range(&self, request: &RangeRequest) -> Result<RangeAnswer, StateError>;
 
     /// Evaluates a transaction that only reads.
     ///
     /// # Errors
     /// - compacted or future revisions, and damaged rows.
-    fn read_txn(&self, request: &TxnRequest) -> Result<TxnAnswer, CallError>;
+    fn read_txn(&self, request: &TxnRequest) -> Result<TxnAnswer, StateError>;
 
     /// Hashes the key history up to `revision`; 0 is all of it.
     ///
     /// # Errors
     /// - compacted or future revisions, and damaged rows.
-    fn hash_history(&self, revision: Revision) -> Result<HashedHistory, CallError>;
+    fn hash_history(&self, revision: Revision) -> Result<HashedHistory, StateError>;
 
     /// The members, by ascending id.
     fn members(&self) -> Vec<pb::Member>;
@@ -123,6 +145,26 @@ pub trait State: Send + Sync + 'static {
 
     /// Whether the cluster is being downgraded, and to what.
     fn downgrade(&self) -> pb::DowngradeInfo;
+}
+
+/// Asks `state`, and newer ones as often as it is outdated.
+///
+/// # Errors
+/// As `ask`.
+pub fn read<M: Member, T>(
+    member: &M,
+    mut state: Arc<M::State>,
+    ask: impl Fn(&M::State) -> Result<T, StateError>,
+) -> Result<T, CallError> {
+    for _ in 0..OUTDATED_MAX {
+        match ask(&state) {
+            Ok(answer) => return Ok(answer),
+            Err(StateError::Failed(error)) => return Err(error),
+            Err(StateError::Outdated) => state = member.published(),
+        }
+    }
+    // Compactions cannot follow one another as fast as that.
+    Err(Refusal::BackendFailed.into())
 }
 
 /// One member, as its edge sees it. Cheap to clone.

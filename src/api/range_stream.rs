@@ -18,7 +18,7 @@ use super::{
     body::Outbox,
     edge::Edge,
     header,
-    member::{Member, State},
+    member::{Member, State, read},
     status::{CallError, Failure},
 };
 use crate::model::{RangeAnswer, Revision};
@@ -39,7 +39,7 @@ pub(super) async fn run<M: Member>(
     };
     let mut chunks = Chunks::new(&mut request, edge.settings.request_bytes_max);
     loop {
-        let answer = state.range(&request)?;
+        let answer = read(&edge.member, Arc::clone(&state), |state| state.range(&request))?;
         let (reply, done) = chunks.next(&edge.member, &mut request, answer);
         outbox.send(reply).await?;
         if done {

@@ -18,7 +18,7 @@ use crate::{
     api::{
         Edge,
         body::Body,
-        member::{Member, State},
+        member::{self, Member, State},
         status::CallError,
     },
     base::metrics::{IntCounter, IntCounterVec, IntGaugeVec, counter, counters, gauges},
@@ -189,7 +189,7 @@ async fn read<M: Member>(edge: &Edge<M>, serializable: bool) -> Result<(), CallE
             .unwrap_or(Err(Unavailable::Timeout))?
     };
     let request = RangeRequest { limit: 1, keys_only: true, ..RangeRequest::default() };
-    state.range(&request).map(drop)
+    member::read(&edge.member, state, |state| state.range(&request)).map(drop)
 }
 
 async fn run_checks<M: Member>(

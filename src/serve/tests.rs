@@ -3,7 +3,7 @@
 use std::{
     io::{Read, Write},
     net::{SocketAddr, TcpStream},
-    sync::Arc,
+    sync::{Arc, atomic::Ordering},
     time::Duration,
 };
 
@@ -141,6 +141,17 @@ fn answer_of_many_megabytes_arrives_whole() {
             (merged.header, merged.count) = (chunk.header, chunk.count);
         }
         assert_eq!(merged, read, "the chunks together are the answer");
+    });
+}
+
+#[test]
+fn read_whose_state_is_outdated_asks_a_newer_one() {
+    run(async |served| {
+        let left = served.fake.with(|inner| Arc::clone(&inner.state.outdated));
+        left.store(2, Ordering::Relaxed);
+        let mut kv = KvClient::new(served.channel().await);
+        kv.range(all()).await.expect("answered by the third state");
+        assert_eq!(left.load(Ordering::Relaxed), 0, "states that were asked in vain");
     });
 }
 
