@@ -25,15 +25,23 @@ mod progress;
 mod status;
 mod hash_kv;
 mod export;
+mod defrag;
+mod members;
+mod restore;
+mod snap_file;
+mod verify;
 #[cfg(test)]
 mod tests;
 
+pub use defrag::defragment;
 pub use error::OfflineError;
 pub use export::{Ending, export_database};
 pub use hash_kv::{HashKv, hash_kv};
 pub use print::{Format, hash_kv_text, status_text};
 pub use progress::Progress;
+pub use restore::{RestoreOptions, restore};
 pub use status::{Status, snapshot_status};
+pub use verify::{Verified, verify};
 
 /// The version of etcd that this tool stands in for.
 pub const ETCD_VERSION: &str = "3.7.1";

@@ -17,9 +17,12 @@ use proto::mvccpb::KeyValue;
 use sha2::{Digest as _, Sha256};
 use tempfile::TempDir;
 
-use super::{Ending, Format, export_database, hash_kv, hash_kv_text, snapshot_status, status_text};
+use super::{
+    Ending, Format, OfflineError, RestoreOptions, defragment, export_database, hash_kv,
+    hash_kv_text, restore, snapshot_status, status_text, verify,
+};
 use crate::{
-    exchange::{Adopted, adopt, export},
+    exchange::{Adopted, EtcdFile, adopt, export},
     model::{LogIndex, Revision, Row, RowRevision},
     storage::{
         Backend, BackendOptions, Table, keys,
@@ -179,12 +182,17 @@ struct Member {
 impl Member {
     /// Starts one on `data_dir` and waits until it answers; `None` without official binaries.
     fn start(data_dir: &Path) -> Option<Self> {
+        Self::start_at(data_dir, &free_url())
+    }
+
+    /// The same, with the peer URL by which a restored directory knows its member.
+    fn start_at(data_dir: &Path, peer: &str) -> Option<Self> {
         let (etcd, etcdctl) = (official("etcd")?, official("etcdctl")?);
-        let (client, peer) = (free_url(), free_url());
+        let client = free_url();
         let process = Command::new(etcd)
             .args(["--data-dir", text(data_dir), "--log-level", "error"])
             .args(["--listen-client-urls", &client, "--advertise-client-urls", &client])
-            .args(["--listen-peer-urls", &peer, "--initial-advertise-peer-urls", &peer])
+            .args(["--listen-peer-urls", peer, "--initial-advertise-peer-urls", peer])
             .args(["--initial-cluster", &format!("default={peer}"), "--snapshot-count", "20"])
             .stdout(Stdio::null())
             .stderr(Stdio::null())
@@ -285,4 +293,290 @@ fn data_directory_goes_from_etcd_to_us_and_back_without_a_change() {
     member.stop();
     assert_eq!(adopt(&snap_dir, LogIndex(0)).expect("both are whole"), Adopted::Database);
     assert_eq!(hash_kv(&data_dir, 0).expect("ours").hash, u32::try_from(hash).expect("32 bits"));
+}
+
+/// Options as the command line would have them for a single member.
+fn restore_options(snapshot: &Path, data_dir: &Path, peer: &str) -> RestoreOptions {
+    RestoreOptions {
+        snapshot: snapshot.to_owned(),
+        data_dir: Some(data_dir.to_owned()),
+        wal_dir: None,
+        name: "default".to_owned(),
+        initial_cluster: format!("default={peer}"),
+        initial_cluster_token: "etcd-cluster".to_owned(),
+        initial_advertise_peer_urls: peer.to_owned(),
+        skip_hash_check: false,
+        bump_revision: 0,
+        mark_compacted: false,
+    }
+}
+
+/// The bucket `name` of a database file of etcd, readable.
+fn bucket(path: &Path, name: &str) -> Vec<(String, String)> {
+    let file = EtcdFile::open(path).expect("a database");
+    let lossy = |bytes: &Bytes| String::from_utf8_lossy(bytes).into_owned();
+    let entries = file.entries(name.as_bytes()).map(|entry| {
+        let entry = entry.expect("undamaged");
+        (lossy(&entry.key), lossy(&entry.value))
+    });
+    entries.collect()
+}
+
+/// Restores officially and with ours, and compares what came of it.
+fn check_restore(snapshot: &Path, change: impl Fn(&mut RestoreOptions)) {
+    let Some(etcdutl) = official("etcdutl") else { return };
+    let dir = TempDir::new().expect("a temporary directory");
+    let (ours, theirs) = (dir.path().join("ours"), dir.path().join("theirs"));
+    let mut options = restore_options(snapshot, &ours, "http://127.0.0.1:2380");
+    change(&mut options);
+    restore(&options).expect("a whole backup");
+
+    let bump = options.bump_revision.to_string();
+    let mut arguments = vec!["snapshot", "restore", text(snapshot), "--data-dir", text(&theirs)];
+    arguments.extend(["--name", &options.name, "--initial-cluster", &options.initial_cluster]);
+    arguments.extend(["--initial-cluster-token", &options.initial_cluster_token]);
+    arguments.extend(["--initial-advertise-peer-urls", &options.initial_advertise_peer_urls]);
+    if options.mark_compacted {
+        arguments.extend(["--bump-revision", &bump, "--mark-compacted"]);
+    }
+    stdout(&etcdutl, &arguments);
+
+    let snap = |dir: &Path| dir.join("member").join("snap");
+    let exported = dir.path().join("exported");
+    export_database(&ours, &exported, Ending::Plain).expect("room");
+    let database = snap(&theirs).join("db");
+    for name in ["members", "members_removed", "cluster", "lease", "key", "auth", "authUsers"] {
+        assert_eq!(bucket(&exported, name), bucket(&database, name), "bucket {name}");
+    }
+    // Theirs keeps the membership of the old cluster there; nothing reads it.
+    let meta = |path: &Path| {
+        let entries = bucket(path, "meta").into_iter();
+        entries.filter(|(key, _)| key != "confState").collect::<Vec<_>>()
+    };
+    assert_eq!(meta(&exported), meta(&database), "bucket meta");
+    assert_eq!(hash_kv(&ours, 0).expect("ours"), hash_kv(&theirs, 0).expect("theirs"));
+
+    // The logs say the same, record by record, up to the zeros behind them.
+    let log = |dir: &Path| {
+        let path = dir.join("member").join("wal").join("0000000000000000-0000000000000000.wal");
+        let bytes = fs::read(path).expect("a log");
+        let end = bytes.iter().rposition(|byte| *byte != 0).expect("not empty");
+        bytes[..=end].to_vec()
+    };
+    assert_eq!(log(&ours), log(&theirs), "the logs differ");
+    let name = |dir: &Path| {
+        let names = fs::read_dir(snap(dir)).expect("made").map(|entry| entry.expect("listed"));
+        let names = names.map(|entry| entry.file_name().to_string_lossy().into_owned());
+        names.filter(|name| name.ends_with(".snap")).collect::<Vec<_>>()
+    };
+    assert_eq!(name(&ours), name(&theirs), "the raft snapshots differ");
+    assert!(verify(&ours, None).is_ok(), "{:?}", verify(&ours, None));
+}
+
+#[test]
+fn restored_directory_is_the_one_that_the_official_tool_makes() {
+    let dir = TempDir::new().expect("a temporary directory");
+    let Some(member) = Member::start(&dir.path().join("data")) else { return };
+    fill(&member);
+    let snapshot = dir.path().join("backup.db");
+    member.ctl(&["snapshot", "save", text(&snapshot)]);
+    member.stop();
+    check_restore(&snapshot, |_| {});
+    check_restore(&snapshot, |options| {
+        options.bump_revision = 1000;
+        options.mark_compacted = true;
+    });
+    check_restore(&snapshot, |options| {
+        options.name = "b".to_owned();
+        options.initial_cluster_token = "other".to_owned();
+        options.initial_advertise_peer_urls = "http://127.0.0.1:2,http://127.0.0.1:1".to_owned();
+        options.initial_cluster = concat!(
+            "a=http://127.0.0.1:3,b=http://127.0.0.1:1,",
+            "b=http://127.0.0.1:2,c=http://127.0.0.1:4"
+        )
+        .to_owned();
+    });
+}
+
+#[test]
+fn official_member_starts_from_a_directory_that_we_restored() {
+    let dir = TempDir::new().expect("a temporary directory");
+    let Some(member) = Member::start(&dir.path().join("data")) else { return };
+    fill(&member);
+    let hash = member.hash_kv();
+    let snapshot = dir.path().join("backup.db");
+    member.ctl(&["snapshot", "save", text(&snapshot)]);
+    member.stop();
+
+    let restored = dir.path().join("restored");
+    let peer = free_url();
+    restore(&restore_options(&snapshot, &restored, &peer)).expect("a whole backup");
+    let database = restored.join("member").join("snap").join("db");
+    export_database(&restored, &database, Ending::Plain).expect("room");
+    let member = Member::start_at(&restored, &peer).expect("it was there before");
+    assert_eq!(member.hash_kv(), hash);
+    member.ctl(&["put", "after", "restore"]);
+    member.stop();
+}
+
+#[test]
+fn flipped_byte_is_refused_by_the_hash_in_the_official_words() {
+    let dir = TempDir::new().expect("a temporary directory");
+    let path = dir.path().join("backup.db");
+    backup(&path, &rows(&[vec![(1, Some(10))], vec![(2, Some(2000))]]), None);
+    let mut bytes = fs::read(&path).expect("it was written");
+    // Past everything that is used, so that only the hash can tell.
+    let last = bytes.len() - 40;
+    bytes[last] ^= 1;
+    fs::write(&path, bytes).expect("room");
+    let ours = dir.path().join("ours");
+    let mut options = restore_options(&path, &ours, "http://127.0.0.1:2380");
+    let refused = restore(&options).expect_err("the hash differs");
+    assert!(matches!(refused, OfflineError::WrongTrailer { .. }), "{refused}");
+    assert!(!ours.exists(), "a refused backup leaves nothing");
+    if let Some(etcdutl) = official("etcdutl") {
+        let theirs = dir.path().join("theirs");
+        let said =
+            run(&etcdutl, &["snapshot", "restore", text(&path), "--data-dir", text(&theirs)]);
+        let said = String::from_utf8_lossy(&said.stderr).into_owned();
+        assert_eq!(said.lines().last(), Some(format!("Error: {refused}").as_str()));
+    }
+    options.skip_hash_check = true;
+    restore(&options).expect("the hash was not asked for");
+    let again = restore(&options).expect_err("there is something");
+    assert!(again.to_string().ends_with("not empty or could not be read"), "{again}");
+}
+
+#[test]
+fn damaged_backup_leaves_no_directory_behind() {
+    let dir = TempDir::new().expect("a temporary directory");
+    let path = dir.path().join("backup.db");
+    backup(&path, &rows(&[vec![(1, Some(10))], vec![(2, Some(2000))]]), None);
+    let mut bytes = fs::read(&path).expect("it was written");
+    // The header of the first page after the free list.
+    bytes[3 * 4096 + 8] ^= 0xff;
+    fs::write(&path, bytes).expect("room");
+    let data_dir = dir.path().join("data");
+    let wal_dir = dir.path().join("wal");
+    let options = RestoreOptions {
+        skip_hash_check: true,
+        wal_dir: Some(wal_dir.clone()),
+        ..restore_options(&path, &data_dir, "http://127.0.0.1:2380")
+    };
+    let damaged = restore(&options).expect_err("a page is damaged");
+    assert!(matches!(damaged, OfflineError::Database(_)), "{damaged}");
+    assert!(!data_dir.exists(), "half a directory was left");
+    assert!(!wal_dir.exists(), "half a log was left");
+}
+
+#[test]
+fn flags_that_contradict_each_other_get_the_official_words() {
+    let dir = TempDir::new().expect("a temporary directory");
+    let path = dir.path().join("backup.db");
+    backup(&path, &rows(&[vec![(1, Some(10))]]), None);
+    let data_dir = dir.path().join("data");
+    let usual = restore_options(&path, &data_dir, "http://127.0.0.1:2380");
+    let cases = [
+        RestoreOptions { name: "other".to_owned(), ..usual.clone() },
+        RestoreOptions {
+            initial_cluster: "default=http://127.0.0.1:1".to_owned(),
+            ..usual.clone()
+        },
+        RestoreOptions { initial_cluster: "default=127.0.0.1:1".to_owned(), ..usual.clone() },
+        RestoreOptions { initial_cluster: "default=http://a/b".to_owned(), ..usual.clone() },
+        RestoreOptions {
+            initial_cluster: "default=http://127.0.0.1:2380,b=http://127.0.0.1:2380".to_owned(),
+            ..usual.clone()
+        },
+        RestoreOptions {
+            initial_advertise_peer_urls: "http://127.0.0.1:2380,http://127.0.0.1:1".to_owned(),
+            ..usual.clone()
+        },
+    ];
+    for options in cases {
+        let refused = restore(&options).expect_err("no such cluster");
+        let Some(etcdutl) = official("etcdutl") else { continue };
+        let theirs = dir.path().join("theirs");
+        let mut arguments = vec!["snapshot", "restore", text(&path), "--data-dir", text(&theirs)];
+        arguments.extend(["--name", &options.name, "--initial-cluster", &options.initial_cluster]);
+        arguments.extend(["--initial-advertise-peer-urls", &options.initial_advertise_peer_urls]);
+        let said = run(&etcdutl, &arguments);
+        let said = String::from_utf8_lossy(&said.stderr).into_owned();
+        // What Go says of lengths and resolvers in brackets is its own.
+        let until = |text: &str| text.split(" (").next().map(str::to_owned);
+        let expected = format!("Error: {refused}");
+        assert_eq!(said.lines().last().and_then(until), until(&expected));
+    }
+    let bump = restore(&RestoreOptions { bump_revision: 1, ..usual });
+    assert!(matches!(bump, Err(OfflineError::Usage(_))), "{bump:?}");
+}
+
+#[test]
+fn verify_names_the_damaged_file() {
+    let dir = TempDir::new().expect("a temporary directory");
+    let path = dir.path().join("backup.db");
+    let history = rows(&[vec![(1, Some(10))], vec![(2, Some(900))]]);
+    backup(&path, &history, None);
+    let data_dir = dir.path().join("data");
+    restore(&restore_options(&path, &data_dir, "http://127.0.0.1:2380")).expect("whole");
+    let sound = verify(&data_dir, None).expect("whole");
+    assert_eq!((sound.rows, sound.snapshots), (2, 1));
+
+    let member = data_dir.join("member");
+    let snapshot = member.join("snap").join("0000000000000001-0000000000000001.snap");
+    let log = member.join("wal").join("0000000000000000-0000000000000000.wal");
+    let flip = |path: &Path, at: u64| {
+        let mut bytes = fs::read(path).expect("it is there");
+        bytes[usize::try_from(at).expect("small")] ^= 1;
+        fs::write(path, bytes).expect("room");
+    };
+    let data = member.join("snap").join("db.lmdb").join("data.mdb");
+    let bytes = fs::read(&data).expect("it is there");
+    let needle = [2_u8; 64];
+    let row = bytes.windows(64).position(|part| part == needle).expect("the second value");
+    for (path, at) in [(&snapshot, 40), (&log, 40), (&data, row as u64)] {
+        flip(path, at);
+        let damaged = verify(&data_dir, None).expect_err("a bit was flipped").to_string();
+        assert!(damaged.contains(text(path)), "{} is not named: {damaged}", path.display());
+        flip(path, at);
+    }
+    assert_eq!(verify(&data_dir, None).expect("whole again"), sound);
+}
+
+#[test]
+fn defragmented_backend_is_smaller_and_holds_the_same() {
+    let dir = TempDir::new().expect("a temporary directory");
+    let data_dir = dir.path().join("data");
+    let missing = defragment(&data_dir).expect_err("there is nothing").to_string();
+    let expected = format!(
+        "Failed to defragment etcd data[{0}] (stat {0}/member/snap/db.lmdb: no such file or directory)",
+        data_dir.display()
+    );
+    assert_eq!(missing, expected);
+
+    let path = dir.path().join("backup.db");
+    let history: Vec<_> = (0..500).map(|n| vec![(n.to_string().len() as u8, Some(2000))]).collect();
+    let history = rows(&history);
+    backup(&path, &history, None);
+    restore(&restore_options(&path, &data_dir, "http://127.0.0.1:2380")).expect("whole");
+    let backend_dir = data_dir.join("member").join("snap").join("db.lmdb");
+    let options = BackendOptions::new(backend_dir.clone());
+    let (backend, mut writer) = Backend::open(&options).expect("it is there");
+    let mut transaction = writer.begin().expect("nobody else writes");
+    for row in history.iter().take(400) {
+        assert!(transaction.delete_row(row.revision).expect("LMDB takes it"), "it was there");
+    }
+    transaction.commit().expect("room");
+    let before = backend.sizes();
+    drop((backend, writer));
+    let hash = hash_kv(&data_dir, 0).expect("whole");
+
+    defragment(&data_dir).expect("room");
+    let (backend, _writer) = Backend::open(&options).expect("it is there");
+    let after = backend.sizes();
+    assert!(after.total < before.total / 2, "{before:?} became {after:?}");
+    drop((backend, _writer));
+    assert_eq!(hash_kv(&data_dir, 0).expect("whole"), hash);
+    assert!(verify(&data_dir, None).is_ok(), "{:?}", verify(&data_dir, None));
+    assert!(!backend_dir.with_extension("lmdb.defragmenting").exists(), "leftovers are removed");
 }
