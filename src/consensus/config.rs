@@ -6,7 +6,7 @@ use std::fmt;
 
 use proto::raftpb::{ConfState, Entry, HardState, SnapshotMetadata};
 
-use crate::model::{LogIndex, MemberId, Term};
+use crate::model::{LogIndex, MemberId};
 
 /// The largest encoded size of the entries of one append message, in bytes, unless a single entry
 /// is larger.
@@ -148,8 +148,6 @@ pub enum StartError {
     CommitOutOfRange { commit: LogIndex, first: LogIndex, last: LogIndex },
     /// The state machine is behind the log's first entry or ahead of its last.
     AppliedOutOfRange { applied: LogIndex, first: LogIndex, last: LogIndex },
-    /// An entry has a higher term than the hard state.
-    TermBehindLog { term: Term, last: Term },
     /// The membership is not a legal one.
     Membership(super::ConfChangeError),
 }
@@ -169,9 +167,6 @@ impl fmt::Display for StartError {
                 f,
                 "the applied index {applied} is out of range: the raft log holds {first} to {last}"
             ),
-            Self::TermBehindLog { term, last } => {
-                write!(f, "the current term {term} is below the last entry's term {last}")
-            }
             Self::Membership(_) => f.write_str("the stored membership is not a legal one"),
         }
     }
@@ -184,8 +179,7 @@ impl std::error::Error for StartError {
             Self::Config(_)
             | Self::Gap { .. }
             | Self::CommitOutOfRange { .. }
-            | Self::AppliedOutOfRange { .. }
-            | Self::TermBehindLog { .. } => None,
+            | Self::AppliedOutOfRange { .. } => None,
         }
     }
 }

@@ -17,6 +17,10 @@ use crate::model::{LogIndex, MemberId, Term, entry_index, entry_kind, entry_term
 /// Source: etcd raft `raft.go`, `campaignTransfer`.
 pub(super) const TRANSFER_CONTEXT: &[u8] = b"CampaignTransfer";
 
+/// The highest term and index that are believed. Counting up from here does not overflow within the
+/// lifetime of anything.
+const POSITION_MAX: u64 = u64::MAX / 2;
+
 /// The term and position of one entry; two logs with the same pair agree up to it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub(super) struct EntryId {
@@ -128,6 +132,12 @@ impl Body {
         }
     }
 
+    /// Whether the message may come back to whom it names as its sender, because it is forwarded
+    /// in that member's name.
+    pub(super) const fn is_forwarded(&self) -> bool {
+        matches!(self, Self::Propose(_) | Self::ReadIndex { .. } | Self::TransferLeader)
+    }
+
     /// Whether the message belongs to no term: it is forwarded to whoever leads.
     const fn is_termless(&self) -> bool {
         matches!(self, Self::Propose(_) | Self::ReadIndex { .. })
@@ -221,7 +231,7 @@ pub(super) fn receive(message: Message) -> Result<Received, StepError> {
         MessageType::MsgPreVote => vote(VoteKind::Pre, &message),
         MessageType::MsgVoteResp => vote_answer(VoteKind::Real, &message),
         MessageType::MsgPreVoteResp => vote_answer(VoteKind::Pre, &message),
-        MessageType::MsgSnap => Body::Snapshot(message.snapshot.unwrap_or_default()),
+        MessageType::MsgSnap => Body::Snapshot(snapshot(message.snapshot)?),
         MessageType::MsgHeartbeat => Body::Heartbeat {
             commit: LogIndex(message.commit.unwrap_or(0)),
             context: message.context.unwrap_or_default(),
@@ -249,6 +259,9 @@ pub(super) fn receive(message: Message) -> Result<Received, StepError> {
     };
     if from.0 == 0 {
         return Err(StepError::Malformed("a message without a sender"));
+    }
+    if POSITION_MAX < term.0 {
+        return Err(StepError::Malformed("a term that no group can have reached"));
     }
     if (term.0 == 0) != body.is_termless() {
         return Err(StepError::Malformed("a message with a term too few or too many"));
@@ -305,6 +318,15 @@ fn append(term: Term, message: Message) -> Result<Append, StepError> {
         return Err(StepError::Malformed("an append from a later term than its sender's"));
     }
     Ok(Append { previous, entries: message.entries, commit: LogIndex(message.commit.unwrap_or(0)) })
+}
+
+fn snapshot(snapshot: Option<Snapshot>) -> Result<Snapshot, StepError> {
+    let snapshot = snapshot.unwrap_or_default();
+    let EntryId { term, index } = super::log::snapshot_id(&snapshot);
+    if POSITION_MAX < index.0 || POSITION_MAX < term.0 {
+        return Err(StepError::Malformed("a snapshot that no group can have reached"));
+    }
+    Ok(snapshot)
 }
 
 fn append_answer(message: &Message) -> AppendAnswer {

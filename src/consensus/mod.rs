@@ -32,8 +32,9 @@
 //!   enough.
 //! - `Ready::messages` may leave at once. Messages to one peer keep their order if possible; the
 //!   core survives any loss, doubling and reordering.
-//! - A batch's snapshot, and `committed`, go to the state machine in the order they were handed out;
-//!   `apply_conf_change` for each membership change among them, then `applied(index)`.
+//! - `committed` goes to the state machine in the order it was handed out: `apply_conf_change` for
+//!   each membership change among it, then `applied(index)`. A batch's snapshot goes there once the
+//!   batch is durable, then `applied` with its index; until then nothing else is handed out.
 //! - A leader's [`proto::raftpb::MessageType::MsgSnap`] names the snapshot that was last reported
 //!   with `snapshot_taken`; the sender may put a newer one of the same group in its place.
 //!

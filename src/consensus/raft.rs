@@ -147,18 +147,13 @@ impl Raft {
         let conf_state = state.conf_state.clone();
         let log = Log::new(state, config.applying_bytes_max, config.apply_when)?;
         let last = log.last();
-        let term = Term(hard_state.term.unwrap_or(0));
-        // A member whose log starts with a snapshot may not have stored a term of its own yet.
-        if term < last.term && log.first_index() <= last.index {
-            return Err(StartError::TermBehindLog { term, last: last.term });
-        }
+        let (term, vote) = remembered(&hard_state, &log);
         let members = Members::restore(&conf_state, last.index, config.appends_in_flight_max)
             .map_err(StartError::Membership)?;
-        let vote = MemberId(hard_state.vote.unwrap_or(0));
         let mut raft = Self {
             outgoing: Outgoing::new(HardState {
-                term: Some(term.0),
-                vote: Some(vote.0),
+                term: Some(hard_state.term.unwrap_or(0)),
+                vote: Some(hard_state.vote.unwrap_or(0)),
                 commit: Some(log.committed().0),
             }),
             config,
@@ -217,6 +212,9 @@ impl Raft {
     /// [`StepError::CommitBeyondLog`] and [`StepError::CommittedConflict`] say that a log was lost.
     pub fn step(&mut self, message: Message) -> Result<(), StepError> {
         let received = message::receive(message)?;
+        if received.from == self.config.id && !received.body.is_forwarded() {
+            return Err(StepError::Malformed("a message from oneself"));
+        }
         if received.body.is_answer() && !self.members.progress.contains_key(&received.from) {
             return Err(StepError::UnknownPeer(received.from));
         }
@@ -628,5 +626,19 @@ impl Raft {
     /// What is known of each member's log. Only a leader's knowledge is current.
     pub fn progress(&self) -> impl Iterator<Item = (MemberId, &Progress)> {
         self.members.progress.iter().map(|(id, progress)| (*id, progress))
+    }
+}
+
+/// The term and the vote to start with.
+///
+/// Entries are written before the state that goes with them, so a crash between the two leaves
+/// entries of a later term. Nothing was promised in that term: no vote, and none of the entries.
+fn remembered(hard_state: &HardState, log: &Log) -> (Term, MemberId) {
+    let (term, vote) = (Term(hard_state.term.unwrap_or(0)), MemberId(hard_state.vote.unwrap_or(0)));
+    let last = log.last();
+    if term < last.term && log.first_index() <= last.index {
+        (last.term, MemberId(0))
+    } else {
+        (term, vote)
     }
 }

@@ -27,7 +27,8 @@ pub struct SoftState {
 pub struct Batch {
     /// What to report with [`Raft::persisted`] once this batch, and all before it, are durable.
     pub number: BatchNumber,
-    /// Term, vote and commit index, if they changed.
+    /// Term, vote and commit index, if they changed. They go after the entries and the snapshot,
+    /// which they may refer to.
     pub hard_state: Option<HardState>,
     /// To be appended. If the log holds entries with these indexes or later ones, these replace
     /// them.

@@ -37,6 +37,8 @@ impl Raft {
             self.heartbeat_elapsed = 0;
             self.broadcast_heartbeats();
         }
+        // It could not be proposed while leadership was being handed over.
+        self.leave_joint_when_applied();
     }
 
     /// Appends proposed entries, or forwards them to the leader.
@@ -332,7 +334,7 @@ impl Raft {
     }
 
     pub(super) fn lost_contact(&mut self, id: MemberId) {
-        if self.role != Role::Leader {
+        if self.role != Role::Leader || id == self.config.id {
             return;
         }
         let Some(progress) = self.members.progress.get_mut(&id) else { return };
@@ -406,7 +408,7 @@ impl Raft {
                 tracing::info!(target: "raft", "initiating automatic transition out of joint \
                 configuration {}", self.members.membership)
             }
-            // Tried again with the next applied entry.
+            // Tried again with the next applied entry and at the next tick.
             Err(error) => tracing::debug!(target: "raft", %error, "not initiating automatic \
                 transition out of joint configuration {}", self.members.membership),
         }

@@ -1,3 +1,5 @@
 //! Tests of the core as a whole, one file per way of testing it.
 
+mod chaos;
+mod cluster;
 mod single;
