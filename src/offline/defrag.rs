@@ -11,7 +11,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::{OfflineError, Progress, export::backend_directory, print::human_bytes, status::stat};
+use super::{
+    LockTimeout, OfflineError, Progress, export::backend_directory, lock, print::human_bytes,
+    status::stat,
+};
 use crate::{
     base::{clock::Clock, duration::Took},
     model::RowRevision,
@@ -27,18 +30,18 @@ const TRANSACTION_BYTES: usize = 16 << 20;
 ///
 /// # Errors
 /// - [`OfflineError::Defragment`] with the reason; the original is as it was.
-pub fn defragment(data_dir: &Path) -> Result<(), OfflineError> {
+pub fn defragment(data_dir: &Path, timeout: LockTimeout) -> Result<(), OfflineError> {
     let dir = backend_directory(data_dir);
-    rewrite(&dir).map_err(|source| OfflineError::Defragment {
+    rewrite(&dir, timeout).map_err(|source| OfflineError::Defragment {
         data_dir: data_dir.to_owned(),
         source: Box::new(source),
     })
 }
 
-fn rewrite(dir: &Path) -> Result<(), OfflineError> {
+fn rewrite(dir: &Path, timeout: LockTimeout) -> Result<(), OfflineError> {
     stat(dir)?;
     let clock = Clock::system();
-    let (backend, _writer) = Backend::open(&BackendOptions::new(dir.to_owned()))?;
+    let (backend, _writer) = lock::open(dir.to_owned(), timeout)?;
     let before = backend.sizes();
     tracing::info!(
         path = %dir.display(),

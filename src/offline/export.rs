@@ -11,11 +11,8 @@ use std::{
 
 use sha2::{Digest, Sha256};
 
-use super::{OfflineError, Progress, status::stat};
-use crate::{
-    exchange::export,
-    storage::{Backend, BackendOptions, backend::BACKEND_DIRECTORY},
-};
+use super::{LockTimeout, OfflineError, Progress, lock, status::stat};
+use crate::{exchange::export, storage::backend::BACKEND_DIRECTORY};
 
 /// How much is written to the file at a time.
 const WRITE_BYTES: usize = 1 << 20;
@@ -41,7 +38,12 @@ pub(super) fn backend_directory(data_dir: &Path) -> PathBuf {
 /// # Errors
 /// - [`OfflineError::Path`] without a backend, or if `target` exists or cannot be written.
 /// - [`OfflineError::Backend`] if the backend is damaged.
-pub fn export_database(data_dir: &Path, target: &Path, ending: Ending) -> Result<(), OfflineError> {
+pub fn export_database(
+    data_dir: &Path,
+    target: &Path,
+    ending: Ending,
+    timeout: LockTimeout,
+) -> Result<(), OfflineError> {
     let dir = backend_directory(data_dir);
     stat(&dir)?;
     let failed =
@@ -54,7 +56,7 @@ pub fn export_database(data_dir: &Path, target: &Path, ending: Ending) -> Result
     let part = PathBuf::from(part);
     let file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&part);
     let file = file.map_err(failed("open"))?;
-    let written = write(&dir, &file, ending).and_then(|()| {
+    let written = write(&dir, &file, ending, timeout).and_then(|()| {
         file.sync_all().and_then(|()| fs::rename(&part, target)).map_err(failed("rename"))
     });
     if written.is_err() {
@@ -64,8 +66,13 @@ pub fn export_database(data_dir: &Path, target: &Path, ending: Ending) -> Result
     written
 }
 
-fn write(dir: &Path, file: &File, ending: Ending) -> Result<(), OfflineError> {
-    let (backend, _writer) = Backend::open(&BackendOptions::new(dir.to_owned()))?;
+fn write(
+    dir: &Path,
+    file: &File,
+    ending: Ending,
+    timeout: LockTimeout,
+) -> Result<(), OfflineError> {
+    let (backend, _writer) = lock::open(dir.to_owned(), timeout)?;
     let reader = backend.reader()?;
     let out = Hashing {
         out: BufWriter::with_capacity(WRITE_BYTES, file),

@@ -14,12 +14,12 @@ use prost::Message;
 use proto::mvccpb::KeyValue;
 use serde::Serialize;
 
-use super::{OfflineError, Progress, status::stat};
+use super::{LockTimeout, OfflineError, Progress, lock, status::stat};
 use crate::{
     exchange::EtcdFile,
     model::{Revision, Row, RowRevision},
     storage::{
-        Backend, BackendOptions, Table,
+        Backend, Table,
         backend::BACKEND_DIRECTORY,
         keys,
         tables::{FINISHED_COMPACT_REVISION, ROWS, SCHEDULED_COMPACT_REVISION},
@@ -44,7 +44,7 @@ pub struct HashKv {
 /// # Errors
 /// - [`OfflineError::Path`] without such a file, [`OfflineError::Database`] if it is damaged.
 /// - [`OfflineError::Compacted`], [`OfflineError::FutureRevision`] for revisions out of range.
-pub fn hash_kv(path: &Path, revision: i64) -> Result<HashKv, OfflineError> {
+pub fn hash_kv(path: &Path, revision: i64, timeout: LockTimeout) -> Result<HashKv, OfflineError> {
     let metadata = stat(path)?;
     if !metadata.is_dir() {
         return hash_file(path, revision);
@@ -52,7 +52,7 @@ pub fn hash_kv(path: &Path, revision: i64) -> Result<HashKv, OfflineError> {
     let snap = path.join("member").join("snap");
     let own = own_directory(path, &snap);
     if let Some(own) = own {
-        return hash_backend(own, revision);
+        return hash_backend(own, revision, timeout);
     }
     let database = snap.join("db");
     stat(&database)?;
@@ -82,8 +82,8 @@ fn hash_file(path: &Path, revision: i64) -> Result<HashKv, OfflineError> {
     hash_rows(&rows, compacted, revision)
 }
 
-fn hash_backend(dir: PathBuf, revision: i64) -> Result<HashKv, OfflineError> {
-    let (backend, _writer) = Backend::open(&BackendOptions::new(dir))?;
+fn hash_backend(dir: PathBuf, revision: i64, timeout: LockTimeout) -> Result<HashKv, OfflineError> {
+    let (backend, _writer) = lock::open(dir, timeout)?;
     let reader = backend.reader()?;
     let compacted = Compacted {
         scheduled: reader.get(Table::Meta, SCHEDULED_COMPACT_REVISION)?.and_then(parse),

@@ -21,6 +21,7 @@
 
 mod error;
 mod print;
+mod lock;
 mod progress;
 mod status;
 mod hash_kv;
@@ -37,6 +38,7 @@ pub use defrag::defragment;
 pub use error::OfflineError;
 pub use export::{Ending, export_database};
 pub use hash_kv::{HashKv, hash_kv};
+pub use lock::LockTimeout;
 pub use print::{Format, hash_kv_text, status_text};
 pub use progress::Progress;
 pub use restore::{RestoreOptions, restore};

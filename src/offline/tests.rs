@@ -18,8 +18,8 @@ use sha2::{Digest as _, Sha256};
 use tempfile::TempDir;
 
 use super::{
-    Ending, Format, OfflineError, RestoreOptions, defragment, export_database, hash_kv,
-    hash_kv_text, restore, snapshot_status, status_text, verify,
+    Ending, Format, LockTimeout, OfflineError, RestoreOptions, defragment, export_database,
+    hash_kv, hash_kv_text, restore, snapshot_status, status_text, verify,
 };
 use crate::{
     exchange::{Adopted, EtcdFile, adopt, export},
@@ -29,6 +29,9 @@ use crate::{
         tables::{FINISHED_COMPACT_REVISION, STORAGE_VERSION},
     },
 };
+
+/// No test waits for a lock except the one about it.
+const SHORT: LockTimeout = LockTimeout(std::time::Duration::from_millis(1));
 
 /// The official binary `name`, or `None` with a word about it.
 #[expect(clippy::print_stderr, reason = "a skipped test has to say so")]
@@ -161,7 +164,7 @@ proptest! {
         let span = usize::try_from(last - first + 1).expect("small");
         let at = first + i64::try_from(at.index(span)).expect("small");
         for revision in [0, at] {
-            let ours = hash_kv(&path, revision).expect("in range");
+            let ours = hash_kv(&path, revision, SHORT).expect("in range");
             let ours = hash_kv_text(&ours, Format::Table).expect("supported");
             let copy = dir.path().join("copy.db");
             fs::copy(&path, &copy).expect("room");
@@ -273,14 +276,20 @@ fn data_directory_goes_from_etcd_to_us_and_back_without_a_change() {
 
     let snap_dir = data_dir.join("member").join("snap");
     assert_eq!(
-        hash_kv(&data_dir, 0).expect("etcd's own").hash,
+        hash_kv(&data_dir, 0, SHORT).expect("etcd's own").hash,
         u32::try_from(hash).expect("32 bits")
     );
-    assert_eq!(hash_kv(&backup, 0).expect("a backup").hash, u32::try_from(hash).expect("32 bits"));
+    assert_eq!(
+        hash_kv(&backup, 0, SHORT).expect("a backup").hash,
+        u32::try_from(hash).expect("32 bits")
+    );
     assert_eq!(adopt(&snap_dir, LogIndex(0)).expect("a whole directory"), Adopted::Database);
-    assert_eq!(hash_kv(&data_dir, 0).expect("ours").hash, u32::try_from(hash).expect("32 bits"));
+    assert_eq!(
+        hash_kv(&data_dir, 0, SHORT).expect("ours").hash,
+        u32::try_from(hash).expect("32 bits")
+    );
 
-    export_database(&data_dir, &snap_dir.join("db"), Ending::Plain).expect("room");
+    export_database(&data_dir, &snap_dir.join("db"), Ending::Plain, SHORT).expect("room");
     let member = Member::start(&data_dir).expect("it was there before");
     assert_eq!(member.hash_kv(), hash);
     let body = |json: &str| json.split_once("\"kvs\"").map(|(_, body)| body.to_owned());
@@ -292,7 +301,10 @@ fn data_directory_goes_from_etcd_to_us_and_back_without_a_change() {
     let hash = member.hash_kv();
     member.stop();
     assert_eq!(adopt(&snap_dir, LogIndex(0)).expect("both are whole"), Adopted::Database);
-    assert_eq!(hash_kv(&data_dir, 0).expect("ours").hash, u32::try_from(hash).expect("32 bits"));
+    assert_eq!(
+        hash_kv(&data_dir, 0, SHORT).expect("ours").hash,
+        u32::try_from(hash).expect("32 bits")
+    );
 }
 
 /// Options as the command line would have them for a single member.
@@ -343,7 +355,7 @@ fn check_restore(snapshot: &Path, change: impl Fn(&mut RestoreOptions)) {
 
     let snap = |dir: &Path| dir.join("member").join("snap");
     let exported = dir.path().join("exported");
-    export_database(&ours, &exported, Ending::Plain).expect("room");
+    export_database(&ours, &exported, Ending::Plain, SHORT).expect("room");
     let database = snap(&theirs).join("db");
     for name in ["members", "members_removed", "cluster", "lease", "key", "auth", "authUsers"] {
         assert_eq!(bucket(&exported, name), bucket(&database, name), "bucket {name}");
@@ -354,7 +366,10 @@ fn check_restore(snapshot: &Path, change: impl Fn(&mut RestoreOptions)) {
         entries.filter(|(key, _)| key != "confState").collect::<Vec<_>>()
     };
     assert_eq!(meta(&exported), meta(&database), "bucket meta");
-    assert_eq!(hash_kv(&ours, 0).expect("ours"), hash_kv(&theirs, 0).expect("theirs"));
+    assert_eq!(
+        hash_kv(&ours, 0, SHORT).expect("ours"),
+        hash_kv(&theirs, 0, SHORT).expect("theirs")
+    );
 
     // The logs say the same, record by record, up to the zeros behind them.
     let log = |dir: &Path| {
@@ -370,7 +385,7 @@ fn check_restore(snapshot: &Path, change: impl Fn(&mut RestoreOptions)) {
         names.filter(|name| name.ends_with(".snap")).collect::<Vec<_>>()
     };
     assert_eq!(name(&ours), name(&theirs), "the raft snapshots differ");
-    assert!(verify(&ours, None).is_ok(), "{:?}", verify(&ours, None));
+    assert!(verify(&ours, None, SHORT).is_ok(), "{:?}", verify(&ours, None, SHORT));
 }
 
 #[test]
@@ -412,7 +427,7 @@ fn official_member_starts_from_a_directory_that_we_restored() {
     let peer = free_url();
     restore(&restore_options(&snapshot, &restored, &peer)).expect("a whole backup");
     let database = restored.join("member").join("snap").join("db");
-    export_database(&restored, &database, Ending::Plain).expect("room");
+    export_database(&restored, &database, Ending::Plain, SHORT).expect("room");
     let member = Member::start_at(&restored, &peer).expect("it was there before");
     assert_eq!(member.hash_kv(), hash);
     member.ctl(&["put", "after", "restore"]);
@@ -519,7 +534,7 @@ fn verify_names_the_damaged_file() {
     backup(&path, &history, None);
     let data_dir = dir.path().join("data");
     restore(&restore_options(&path, &data_dir, "http://127.0.0.1:2380")).expect("whole");
-    let sound = verify(&data_dir, None).expect("whole");
+    let sound = verify(&data_dir, None, SHORT).expect("whole");
     assert_eq!((sound.rows, sound.snapshots), (2, 1));
 
     let member = data_dir.join("member");
@@ -536,18 +551,18 @@ fn verify_names_the_damaged_file() {
     let row = bytes.windows(64).position(|part| part == needle).expect("the second value");
     for (path, at) in [(&snapshot, 40), (&log, 40), (&data, row as u64)] {
         flip(path, at);
-        let damaged = verify(&data_dir, None).expect_err("a bit was flipped").to_string();
+        let damaged = verify(&data_dir, None, SHORT).expect_err("a bit was flipped").to_string();
         assert!(damaged.contains(text(path)), "{} is not named: {damaged}", path.display());
         flip(path, at);
     }
-    assert_eq!(verify(&data_dir, None).expect("whole again"), sound);
+    assert_eq!(verify(&data_dir, None, SHORT).expect("whole again"), sound);
 }
 
 #[test]
 fn defragmented_backend_is_smaller_and_holds_the_same() {
     let dir = TempDir::new().expect("a temporary directory");
     let data_dir = dir.path().join("data");
-    let missing = defragment(&data_dir).expect_err("there is nothing").to_string();
+    let missing = defragment(&data_dir, SHORT).expect_err("there is nothing").to_string();
     let expected = format!(
         "Failed to defragment etcd data[{0}] (stat {0}/member/snap/db.lmdb: no such file or directory)",
         data_dir.display()
@@ -569,14 +584,34 @@ fn defragmented_backend_is_smaller_and_holds_the_same() {
     transaction.commit().expect("room");
     let before = backend.sizes();
     drop((backend, writer));
-    let hash = hash_kv(&data_dir, 0).expect("whole");
+    let hash = hash_kv(&data_dir, 0, SHORT).expect("whole");
 
-    defragment(&data_dir).expect("room");
+    defragment(&data_dir, SHORT).expect("room");
     let (backend, _writer) = Backend::open(&options).expect("it is there");
     let after = backend.sizes();
     assert!(after.total < before.total / 2, "{before:?} became {after:?}");
     drop((backend, _writer));
-    assert_eq!(hash_kv(&data_dir, 0).expect("whole"), hash);
-    assert!(verify(&data_dir, None).is_ok(), "{:?}", verify(&data_dir, None));
+    assert_eq!(hash_kv(&data_dir, 0, SHORT).expect("whole"), hash);
+    assert!(verify(&data_dir, None, SHORT).is_ok(), "{:?}", verify(&data_dir, None, SHORT));
     assert!(!backend_dir.with_extension("lmdb.defragmenting").exists(), "leftovers are removed");
+}
+
+#[test]
+fn directory_in_use_is_left_alone_after_the_timeout() {
+    let dir = TempDir::new().expect("a temporary directory");
+    let path = dir.path().join("backup.db");
+    backup(&path, &rows(&[vec![(1, Some(10))]]), None);
+    let data_dir = dir.path().join("data");
+    restore(&restore_options(&path, &data_dir, "http://127.0.0.1:2380")).expect("whole");
+    let options = BackendOptions::new(data_dir.join("member").join("snap").join("db.lmdb"));
+    let server = Backend::open(&options).expect("it is there");
+    for error in [
+        hash_kv(&data_dir, 0, SHORT).expect_err("in use"),
+        verify(&data_dir, None, SHORT).expect_err("in use"),
+    ] {
+        assert_eq!(error.to_string(), "timeout");
+    }
+    assert!(matches!(defragment(&data_dir, SHORT), Err(OfflineError::Defragment { .. })));
+    drop(server);
+    assert!(hash_kv(&data_dir, 0, SHORT).is_ok(), "nobody has it any more");
 }

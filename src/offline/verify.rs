@@ -9,12 +9,13 @@ use std::{
 };
 
 use super::{
-    OfflineError, Progress, export::backend_directory, restore::chain, snap_file, status::stat,
+    LockTimeout, OfflineError, Progress, export::backend_directory, lock, restore::chain,
+    snap_file, status::stat,
 };
 use crate::{
     exchange::{EtcdFile, IMPORTED_FILE},
     model::RowRevision,
-    storage::{Backend, BackendOptions, Table, wal::Wal},
+    storage::{Backend, Table, wal::Wal},
 };
 
 /// What was found in order.
@@ -32,8 +33,13 @@ pub struct Verified {
 ///
 /// # Errors
 /// - [`OfflineError::Path`] without such a directory.
+/// - [`OfflineError::Refused`] if a server has it for longer than `timeout`.
 /// - [`OfflineError::Damaged`] with every damaged place: its file, and where in it.
-pub fn verify(data_dir: &Path, wal_dir: Option<&Path>) -> Result<Verified, OfflineError> {
+pub fn verify(
+    data_dir: &Path,
+    wal_dir: Option<&Path>,
+    timeout: LockTimeout,
+) -> Result<Verified, OfflineError> {
     stat(data_dir)?;
     let snap_dir = data_dir.join("member").join("snap");
     let usual = data_dir.join("member").join("wal");
@@ -46,7 +52,7 @@ pub fn verify(data_dir: &Path, wal_dir: Option<&Path>) -> Result<Verified, Offli
     } else {
         damage.push(format!("no write-ahead log in {}", wal_dir.display()));
     }
-    verify_backend(data_dir, &mut found, &mut damage)?;
+    verify_backend(data_dir, timeout, &mut found, &mut damage)?;
     for path in files(&snap_dir)? {
         verify_file(&path, &mut found, &mut damage);
     }
@@ -55,6 +61,7 @@ pub fn verify(data_dir: &Path, wal_dir: Option<&Path>) -> Result<Verified, Offli
 
 fn verify_backend(
     data_dir: &Path,
+    timeout: LockTimeout,
     found: &mut Verified,
     damage: &mut Vec<String>,
 ) -> Result<(), OfflineError> {
@@ -62,8 +69,9 @@ fn verify_backend(
     if !Backend::exists(&dir) {
         return Ok(());
     }
-    let (backend, _writer) = match Backend::open(&BackendOptions::new(dir)) {
+    let (backend, _writer) = match lock::open(dir, timeout) {
         Ok(opened) => opened,
+        Err(error @ OfflineError::Refused(_)) => return Err(error),
         Err(error) => {
             damage.push(chain(&error));
             return Ok(());

@@ -9,14 +9,16 @@ use std::{
     io::{self, Write},
     path::PathBuf,
     process::ExitCode,
+    time::Duration,
 };
 
 use clap::{CommandFactory, Parser};
 use oxetcd::{
-    base::log,
+    base::{duration, log},
     offline::{
-        API_VERSION, ETCD_VERSION, Ending, Format, OfflineError, RestoreOptions, defragment,
-        export_database, hash_kv, hash_kv_text, restore, snapshot_status, status_text, verify,
+        API_VERSION, ETCD_VERSION, Ending, Format, LockTimeout, OfflineError, RestoreOptions,
+        defragment, export_database, hash_kv, hash_kv_text, restore, snapshot_status, status_text,
+        verify,
     },
 };
 
@@ -65,6 +67,7 @@ fn run() -> Result<String, Failure> {
         Err(error) if !error.use_stderr() => return Ok(error.to_string()),
         Err(error) => return Err(Failure { text: complaint(&error), exit_code: 1 }),
     };
+    let timeout = lock_timeout(&arguments.timeout)?;
     let format = || Format::parse(&arguments.write_out);
     match arguments.command {
         None => Ok(help(&[])),
@@ -86,14 +89,14 @@ fn run() -> Result<String, Failure> {
                 return Err(Failure { text, exit_code: 1 });
             };
             let format = format()?;
-            Ok(hash_kv_text(&hash_kv(path, rev)?, format)?)
+            Ok(hash_kv_text(&hash_kv(path, rev, timeout)?, format)?)
         }
         Some(Command::Defrag(arguments)) => {
-            defragment(&arguments.data_dir)?;
+            defragment(&arguments.data_dir, timeout)?;
             Ok(String::new())
         }
         Some(Command::Verify(arguments)) => {
-            let found = verify(&arguments.data_dir, arguments.wal_dir.as_deref())?;
+            let found = verify(&arguments.data_dir, arguments.wal_dir.as_deref(), timeout)?;
             Ok(format!(
                 "verified: {} rows, {} records, {} snapshots, and the write-ahead log\n",
                 found.rows, found.records, found.snapshots
@@ -101,7 +104,7 @@ fn run() -> Result<String, Failure> {
         }
         Some(Command::Export(arguments)) => {
             let ending = if arguments.with_hash { Ending::Hash } else { Ending::Plain };
-            export_database(&arguments.data_dir, &arguments.filename, ending)?;
+            export_database(&arguments.data_dir, &arguments.filename, ending, timeout)?;
             Ok(String::new())
         }
         Some(Command::Version) => Ok(format!(
@@ -109,6 +112,17 @@ fn run() -> Result<String, Failure> {
             env!("CARGO_PKG_VERSION")
         )),
     }
+}
+
+fn lock_timeout(text: &str) -> Result<LockTimeout, Failure> {
+    let nanos = duration::parse(text).map_err(|_| Failure {
+        text: format!(
+            "invalid argument {text:?} for \"--timeout\" flag: time: invalid duration {text:?}"
+        ),
+        exit_code: 1,
+    })?;
+    // Go takes a negative time for one that is over; here, for the shortest.
+    Ok(LockTimeout(Duration::from_nanos(u64::try_from(nanos).unwrap_or(1))))
 }
 
 fn help(path: &[&str]) -> String {
