@@ -89,7 +89,7 @@ impl<T> Sender<T> {
     /// # Errors
     /// - [`Refused::Full`] at the bound, [`Refused::Closed`] without a consumer.
     pub fn try_send(&self, item: T) -> Result<(), Refused<T>> {
-        let mut state = self.0.lock();
+        let state = self.0.lock();
         if state.receiver_gone {
             return Err(Refused::Closed(item));
         }

@@ -35,7 +35,7 @@ where
         if priority == Priority::Background {
             // On Linux this concerns the calling thread only. Without the right to do so the
             // thread simply keeps its priority.
-            drop(rustix::process::nice(BACKGROUND_NICE));
+            rustix::process::nice(BACKGROUND_NICE).ok();
         }
         body()
     })

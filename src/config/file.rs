@@ -114,18 +114,18 @@ fn apply_text(flags: &mut Flags, text: &str) -> Result<(), Refused> {
         let sentence = picture.lines().next().unwrap_or_default().trim_start_matches("error: ");
         Refused::Text(format!("error converting YAML to JSON: yaml: {sentence}"))
     })?;
-    let root = match root {
+    let root = match &root {
         Value::Object(root) => root,
-        Value::Null => Map::new(),
-        other => {
-            let (wanted, found) = ("embed.configYAML", kind(&other, ""));
+        Value::Null => &Map::new(),
+        Value::Bool(_) | Value::Number(_) | Value::String(_) | Value::Array(_) => {
+            let (wanted, found) = ("embed.configYAML", kind(&root, ""));
             return Err(decoding(&format!("{found} into Go value of type {wanted}")));
         }
     };
     for flag in table::all().filter(|flag| !ABSENT.contains(&flag.name)) {
         let section = SECTIONS.iter().find(|(name, _)| *name == flag.name);
         let path = section.map_or(std::slice::from_ref(&flag.name), |(_, path)| path);
-        let Some(value) = look_up(&root, path)? else { continue };
+        let Some(value) = look_up(root, path)? else { continue };
         let slot = (flag.slot)(flags);
         slot.set_from_file(value).map_err(|refused| explain(refused, value, path))?;
         flags.explicit.insert(flag.name);

@@ -108,7 +108,9 @@ impl Slot for bool {
                 "n" | "no" | "off" => false,
                 _ => return Err(Refused::Type("bool")),
             },
-            _ => return Err(Refused::Type("bool")),
+            Value::Null | Value::Number(_) | Value::Array(_) | Value::Object(_) => {
+                return Err(Refused::Type("bool"));
+            }
         };
         Ok(())
     }
