@@ -29,7 +29,7 @@ use super::{
     environment::{Environment, Sizes},
     error::BackendError,
     keys, metrics,
-    records::{self, Damage, RowRef},
+    records::{self, RowRef},
     tables::{CONSISTENT_INDEX, Table},
     writer::Writer,
 };
@@ -84,6 +84,13 @@ pub(super) struct Shared {
 }
 
 impl Shared {
+    pub(super) fn sizes(&self) -> Sizes {
+        Sizes {
+            total: self.total_bytes.load(Ordering::Relaxed),
+            in_use: self.in_use_bytes.load(Ordering::Relaxed),
+        }
+    }
+
     pub(super) fn set_sizes(&self, sizes: Sizes) {
         self.total_bytes.store(sizes.total, Ordering::Relaxed);
         self.in_use_bytes.store(sizes.in_use, Ordering::Relaxed);
@@ -141,10 +148,7 @@ impl Backend {
     /// The size as of the last commit.
     #[must_use]
     pub fn sizes(&self) -> Sizes {
-        Sizes {
-            total: self.0.total_bytes.load(Ordering::Relaxed),
-            in_use: self.0.in_use_bytes.load(Ordering::Relaxed),
-        }
+        self.0.sizes()
     }
 }
 
@@ -175,7 +179,7 @@ impl Reader<'_> {
         sealed
             .map(|sealed| records::open_row(&key, sealed))
             .transpose()
-            .map_err(|e| self.damaged(e))
+            .map_err(|e| self.environment.damaged(e))
     }
 
     /// Every row from `from` on, in order.
@@ -207,7 +211,7 @@ impl Reader<'_> {
     pub fn last_row(&self) -> Result<Option<RowRevision>, BackendError> {
         let last = self.environment.rows.last(&self.txn).map_err(|e| self.failed(e))?;
         let Some((key, sealed)) = last else { return Ok(None) };
-        let row = records::open_row(key, sealed).map_err(|e| self.damaged(e))?;
+        let row = records::open_row(key, sealed).map_err(|e| self.environment.damaged(e))?;
         Ok(Some(row.revision))
     }
 
@@ -221,7 +225,8 @@ impl Reader<'_> {
         // The transaction, not the borrowed key, is what the value lives in.
         let sealed = tree.get(&self.txn, &stored).map_err(|e| self.failed(e))?;
         let Some(sealed) = sealed else { return Ok(None) };
-        let value = records::open_value(table, &stored, sealed).map_err(|e| self.damaged(e))?;
+        let value =
+            records::open_value(table, &stored, sealed).map_err(|e| self.environment.damaged(e))?;
         Ok(Some(value))
     }
 
@@ -254,10 +259,6 @@ impl Reader<'_> {
     fn failed(&self, source: heed::Error) -> BackendError {
         self.environment.failed(source)
     }
-
-    fn damaged(&self, (place, fault): Damage) -> BackendError {
-        BackendError::Damaged { file: self.environment.file.clone(), place, fault }
-    }
 }
 
 impl Drop for Reader<'_> {
@@ -283,9 +284,8 @@ impl<'r> Iterator for RowRefs<'r> {
 
     fn next(&mut self) -> Option<Self::Item> {
         Some(match self.inner.next()? {
-            Ok((key, sealed)) => {
-                records::open_row(key, sealed).map_err(|damage| self.reader.damaged(damage))
-            }
+            Ok((key, sealed)) => records::open_row(key, sealed)
+                .map_err(|damage| self.reader.environment.damaged(damage)),
             Err(source) => Err(self.reader.failed(source)),
         })
     }
@@ -310,7 +310,7 @@ impl<'r> Iterator for Records<'r> {
     fn next(&mut self) -> Option<Self::Item> {
         Some(match self.inner.next()? {
             Ok((key, sealed)) => records::open_record(self.table, key, sealed)
-                .map_err(|damage| self.reader.damaged(damage)),
+                .map_err(|damage| self.reader.environment.damaged(damage)),
             Err(source) => Err(self.reader.failed(source)),
         })
     }

@@ -20,6 +20,7 @@ use heed::{CommitOrAbort, Database, Env, EnvOpenOptions, WithoutTls, types::Byte
 
 use super::{
     error::BackendError,
+    records::Damage,
     tables::{ROWS, Table},
 };
 
@@ -146,6 +147,10 @@ impl Environment {
 
     pub(super) fn failed(&self, source: heed::Error) -> BackendError {
         BackendError::Lmdb { file: self.file.clone(), source }
+    }
+
+    pub(super) fn damaged(&self, (place, fault): Damage) -> BackendError {
+        BackendError::Damaged { file: self.file.clone(), place, fault }
     }
 }
 

@@ -34,7 +34,7 @@ mod backend_tests;
 pub use backend::{Backend, BackendOptions, Reader};
 pub use environment::Sizes;
 pub use error::{BackendError, Fault, Place};
-pub use flusher::FlushBatch;
+pub use flusher::{FlushBatch, FlushJob, FlusherHandle};
 pub use metrics::register_metrics;
 pub use records::RowRef;
 pub use tables::{Table, TableWrite};

@@ -10,14 +10,14 @@ use heed::{MdbError, PutFlags, RwTxn};
 
 use super::{
     backend::Shared,
-    environment::Environment,
+    environment::{Environment, Sizes},
     error::BackendError,
-    keys, metrics,
-    records::{self, Damage},
+    keys, metrics, records,
     tables::{Table, TableWrite},
 };
 use crate::{
     base::clock::Clock,
+    failpoint,
     model::{Row, RowRevision},
 };
 
@@ -54,6 +54,19 @@ impl Writer {
             clock: &self.clock,
             sealed: &mut self.sealed,
         })
+    }
+
+    /// The size as of the last commit.
+    #[must_use]
+    pub fn sizes(&self) -> Sizes {
+        self.shared.sizes()
+    }
+
+    /// Goes on with another environment, for readers and writes alike.
+    pub(super) fn replace(&mut self, environment: Arc<Environment>, sizes: Sizes) {
+        self.shared.current.store(Arc::clone(&environment));
+        self.shared.set_sizes(sizes);
+        self.environment = environment;
     }
 
     /// Begins a transaction on another environment, which no reader knows yet.
@@ -125,7 +138,8 @@ impl Transaction<'_> {
         let last = self.environment.rows.last(&self.txn);
         let last = last.map_err(|source| self.environment.failed(source))?;
         let Some((key, sealed)) = last else { return Ok(None) };
-        let row = records::open_row(key, sealed).map_err(|damage| self.damaged(damage))?;
+        let row =
+            records::open_row(key, sealed).map_err(|damage| self.environment.damaged(damage))?;
         Ok(Some(row.revision))
     }
 
@@ -151,6 +165,17 @@ impl Transaction<'_> {
         put.map_err(|source| self.environment.failed(source))
     }
 
+    /// Stores a record as another environment had it, checksum included.
+    pub(super) fn put_copy(
+        &mut self,
+        table: Table,
+        stored_key: &[u8],
+        sealed: &[u8],
+    ) -> Result<(), BackendError> {
+        let put = self.environment.table(table).put(&mut self.txn, stored_key, sealed);
+        put.map_err(|source| self.environment.failed(source))
+    }
+
     /// Deletes `key`; whether there was one.
     ///
     /// # Errors
@@ -173,7 +198,7 @@ impl Transaction<'_> {
             return Ok(None);
         };
         let value = records::open_value(table, &stored, sealed);
-        value.map(Some).map_err(|damage| self.damaged(damage))
+        value.map(Some).map_err(|damage| self.environment.damaged(damage))
     }
 
     /// Makes everything durable and visible.
@@ -183,16 +208,14 @@ impl Transaction<'_> {
     pub fn commit(self) -> Result<(), BackendError> {
         let Self { txn, environment, shared, clock, .. } = self;
         let start = clock.now();
+        failpoint!("beforeCommit");
         txn.commit().map_err(|source| environment.failed(source))?;
+        failpoint!("afterCommit");
         metrics::COMMIT_SECONDS.observe((clock.now() - start).as_secs_f64());
         if let Some(shared) = shared {
             shared.set_sizes(environment.sizes()?);
         }
         Ok(())
-    }
-
-    fn damaged(&self, (place, fault): Damage) -> BackendError {
-        BackendError::Damaged { file: self.environment.file.clone(), place, fault }
     }
 }
 

@@ -1,0 +1,122 @@
+//! Deletes the rows that compactions dropped.
+//!
+//! Decides how many at a time. Owned by the flusher, which does one step between commits.
+//!
+//! Source: etcd `server/storage/mvcc/kvstore_compaction.go`.
+
+use std::{collections::VecDeque, time::Duration};
+
+use super::FlusherOptions;
+use crate::{
+    base::clock::Clock,
+    failpoint,
+    model::{Revision, RowRevision},
+    storage::{
+        error::BackendError,
+        keys, metrics,
+        tables::{FINISHED_COMPACT_REVISION, Table},
+        writer::Writer,
+    },
+};
+
+/// What waits to be deleted, in the order in which it came.
+#[derive(Debug, Default)]
+pub(super) struct Compactions {
+    waiting: VecDeque<Dead>,
+    /// Of the compaction under way: when its first rows came, and how many were deleted.
+    since: Option<Duration>,
+    deleted: usize,
+}
+
+#[derive(Debug)]
+struct Dead {
+    revision: Revision,
+    /// Ascending (F3); also the order of the pages that they are on.
+    rows: VecDeque<RowRevision>,
+    last: bool,
+}
+
+impl Compactions {
+    pub(super) fn add(
+        &mut self,
+        revision: Revision,
+        mut dead: Vec<RowRevision>,
+        last: bool,
+        now: Duration,
+    ) {
+        dead.sort_unstable();
+        assert!(
+            dead.last().is_none_or(|row| row.main <= revision),
+            "compaction at {revision} deletes {dead:?}"
+        );
+        self.since.get_or_insert(now);
+        self.waiting.push_back(Dead { revision, rows: dead.into(), last });
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.waiting.is_empty()
+    }
+
+    /// Deletes some rows in one transaction; the revision of the compaction, if that finished it.
+    pub(super) fn step(
+        &mut self,
+        writer: &mut Writer,
+        options: &FlusherOptions,
+        clock: &Clock,
+    ) -> Result<Option<Revision>, BackendError> {
+        let Some(dead) = self.waiting.front_mut() else { return Ok(None) };
+        let start = clock.now();
+        let count = dead.rows.len().min(options.compaction_rows.max(1));
+        let finished = (dead.last && count == dead.rows.len()).then_some(dead.revision);
+
+        let mut txn = writer.begin()?;
+        failpoint!("compactAfterAcquiredBatchTxLock");
+        for row in dead.rows.drain(..count) {
+            txn.delete_row(row)?;
+        }
+        if let Some(revision) = finished {
+            failpoint!("compactBeforeSetFinishedCompact");
+            let value = keys::etcd_revision(RowRevision { main: revision, sub: 0 });
+            txn.put(Table::Meta, FINISHED_COMPACT_REVISION, &value)?;
+        }
+        failpoint!("compactBeforeCommitBatch");
+        txn.commit()?;
+        failpoint!("compactAfterCommitBatch");
+
+        if dead.rows.is_empty() {
+            self.waiting.pop_front();
+        }
+        self.deleted += count;
+        metrics::COMPACTION_PAUSE_MILLIS.observe(millis(clock.now() - start));
+        if let Some(revision) = finished {
+            failpoint!("compactAfterSetFinishedCompact");
+            self.report(revision, writer, clock);
+        }
+        Ok(finished)
+    }
+
+    fn report(&mut self, revision: Revision, writer: &Writer, clock: &Clock) {
+        let took = clock.now() - self.since.take().unwrap_or_default();
+        let deleted = std::mem::take(&mut self.deleted);
+        if !self.waiting.is_empty() {
+            self.since = Some(clock.now());
+        }
+        metrics::COMPACTION_TOTAL_MILLIS.observe(millis(took));
+        metrics::COMPACTION_LAST.set(i64::try_from(clock.unix().as_secs()).unwrap_or(i64::MAX));
+        let sizes = writer.sizes();
+        tracing::info!(
+            "compact-revision" = revision.0,
+            took = ?took,
+            "number-of-keys-compacted" = deleted,
+            "current-db-size-bytes" = sizes.total,
+            "current-db-size" = metrics::human_bytes(sizes.total),
+            "current-db-size-in-use-bytes" = sizes.in_use,
+            "current-db-size-in-use" = metrics::human_bytes(sizes.in_use),
+            "finished scheduled compaction"
+        );
+    }
+}
+
+fn millis(duration: Duration) -> f64 {
+    duration.as_secs_f64() * 1000.0
+}
