@@ -110,6 +110,10 @@ pub struct Config {
     pub grpc_keepalive_interval: Duration,
     /// Zero waits for ever.
     pub grpc_keepalive_timeout: Duration,
+    /// `SO_REUSEPORT` on listeners.
+    pub socket_reuse_port: bool,
+    /// `SO_REUSEADDR` on listeners.
+    pub socket_reuse_address: bool,
     /// Serve the JSON form of the API.
     pub enable_grpc_gateway: bool,
     /// Refuse membership changes that would lose the quorum.
@@ -278,6 +282,8 @@ impl Config {
             grpc_keepalive_min_time: duration(flags.grpc_keepalive_min_time),
             grpc_keepalive_interval: duration(flags.grpc_keepalive_interval),
             grpc_keepalive_timeout: duration(flags.grpc_keepalive_timeout),
+            socket_reuse_port: flags.socket_reuse_port,
+            socket_reuse_address: flags.socket_reuse_address,
             enable_grpc_gateway: flags.enable_grpc_gateway,
             strict_reconfig_check: flags.strict_reconfig_check,
             pre_vote: flags.pre_vote,

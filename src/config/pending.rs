@@ -7,12 +7,7 @@
 
 use tracing::warn;
 
-use super::{
-    flags::Flags,
-    gates::{FeatureGates, Gate},
-    table,
-    url::Url,
-};
+use super::{flags::Flags, table, url::Url};
 
 const TLS: &str = "TLS is not available yet";
 const DISCOVERY: &str = "discovery is not available yet; list the members with --initial-cluster";
@@ -52,18 +47,11 @@ const REFUSED: &[(&str, &str)] = &[
     ("socket-reuse-port", "socket options are not available yet"),
     ("socket-reuse-address", "socket options are not available yet"),
     ("metrics", "the histograms of --metrics=extensive are not available yet"),
-    ("cors", "limiting origins is not available yet"),
-    ("host-whitelist", "limiting host names is not available yet"),
 ];
 
 /// Flags that are worth a warning when set to other than their default: nothing depends on them
 /// but comfort.
 const WARNED: &[(&str, &str)] = &[("enable-pprof", "profiles are not available yet")];
-
-/// Gates that stop the start when open. The other gates are already as they ask for with one
-/// member, which has no peers to compare with, and with a store that needs no pause to defragment.
-const REFUSED_GATES: &[(Gate, &str)] =
-    &[(Gate::LeaseCheckpoint, "feature gate LeaseCheckpoint is not available yet")];
 
 /// Refuses settings whose feature is missing.
 ///
@@ -85,8 +73,7 @@ pub(super) fn check(flags: &mut Flags) -> Result<(), String> {
         let why = "the journal is not available yet; systemd collects what goes to stderr";
         return Err(format!("--log-outputs is set to systemd/journal, but {why}"));
     }
-    urls(flags)?;
-    gates(&flags.feature_gates)
+    urls(flags)
 }
 
 /// Whether a flag has another value than its default, however it came by it: kubeadm and the
@@ -111,13 +98,6 @@ fn urls(flags: &Flags) -> Result<(), String> {
     unix.map_or(Ok(()), |url| {
         Err(format!("--listen-peer-urls has {url}, but peers are reached over TCP only"))
     })
-}
-
-fn gates(gates: &FeatureGates) -> Result<(), String> {
-    match REFUSED_GATES.iter().find(|(gate, _)| gates.enabled(*gate)) {
-        Some((_, why)) => Err((*why).to_owned()),
-        None => Ok(()),
-    }
 }
 
 #[cfg(test)]
