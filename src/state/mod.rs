@@ -41,6 +41,8 @@ mod machine;
 mod published;
 mod recover;
 mod txn;
+#[cfg(test)]
+mod tests;
 
 pub use alarms::Alarms;
 pub use gate::{QUOTA_BYTES_DEFAULT, Quota, cost, put_cost, txn_cost};

@@ -1,0 +1,8 @@
+//! The machine under scripts, random logs and restarts.
+//!
+//! Every test reaches the machine through [`member::Member`]: one member's apply and flush threads
+//! rolled into one, on a real backend in a temporary directory.
+
+mod member;
+mod property;
+mod script;
