@@ -142,8 +142,6 @@ struct Kept {
     compacted: Revision,
     /// Those at or before the compaction, in ascending order.
     old: Vec<RowRevision>,
-    /// Whether no row is kept at all; then, for a reason that is etcd's, all count.
-    none: bool,
 }
 
 impl Kept {
@@ -153,22 +151,29 @@ impl Kept {
         compacted: Revision,
         kept: fn(&Entry, Revision) -> Option<RowRevision>,
     ) -> Self {
-        let mut this = Self { compacted, old: Vec::new(), none: true };
+        let mut old = Vec::new();
         if Revision(0) < compacted {
+            let mut none = true;
             view.index.visit_histories(|_, entry| {
-                let Some(row) = kept(entry, at) else { return };
-                this.none = false;
-                if row.main <= compacted {
-                    this.old.push(row);
-                }
+                let row = kept(entry, at);
+                none &= row.is_none();
+                old.extend(row.filter(|row| row.main <= compacted));
             });
-            this.old.sort_unstable();
+            if none {
+                // If no row is kept at all, then, for a reason that is etcd's, every row counts
+                // that the compaction leaves. It is asked for by name, as memory may still have
+                // rows that are gone from the backend.
+                view.index.visit_histories(|_, entry| {
+                    old.extend(entry.kept_by_compaction(compacted));
+                });
+            }
+            old.sort_unstable();
         }
-        this
+        Self { compacted, old }
     }
 
     fn counts(&self, row: RowRevision) -> bool {
-        self.compacted < row.main || self.none || self.old.binary_search(&row).is_ok()
+        self.compacted < row.main || self.old.binary_search(&row).is_ok()
     }
 }
 
