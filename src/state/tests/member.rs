@@ -9,8 +9,8 @@ use tempfile::TempDir;
 use crate::{
     lease::LeaseSettings,
     model::{
-        ClusterId, Command, LogIndex, MemberId, Outcome, Request, RequestId, Revision,
-        RowRevision, Term,
+        ClusterId, Command, LogIndex, MemberId, Outcome, Request, RequestId, Revision, RowRevision,
+        Term,
     },
     mvcc::EventBatch,
     state::{Applied, Background, Machine, Quota, RecoverError, Settings},
@@ -158,9 +158,12 @@ impl Member {
         tables
     }
 
+    /// The hash as of now. The hash that a compaction left behind may be another one; 0 stands for
+    /// now, unless there was a compaction at 0.
     pub(super) fn hash(&self) -> u32 {
-        let hashed = self.machine.publish().kv.hash_kv(Revision(0));
-        hashed.expect("the newest revision can be hashed").hash
+        let view = self.machine.publish().kv;
+        let now = if view.compacted() == Revision(0) { view.revision() } else { Revision(0) };
+        view.hash_kv(now).expect("the newest revision can be hashed").hash
     }
 
     /// Everything that a refused command must not change.

@@ -4,10 +4,10 @@
 //! without a flush, comes back from its backend and replays the rest. Both must agree on everything.
 
 use bytes::Bytes;
-use prost::Message;
 use proptest::prelude::{
     Just, ProptestConfig, Strategy, any, prop, prop_assert, prop_assert_eq, prop_oneof, proptest,
 };
+use prost::Message;
 use proto::{
     etcdserverpb::{self as pb, compare::TargetUnion, request_op},
     membershippb,
@@ -114,9 +114,8 @@ fn txn() -> impl Strategy<Value = pb::TxnRequest> {
     ];
     let leaf = leaf.prop_map(|request| pb::RequestOp { request });
     let nested = leaf.prop_recursive(3, 24, 4, |inner| {
-        txn_of(inner).prop_map(|txn| pb::RequestOp {
-            request: Some(request_op::Request::RequestTxn(txn)),
-        })
+        txn_of(inner)
+            .prop_map(|txn| pb::RequestOp { request: Some(request_op::Request::RequestTxn(txn)) })
     });
     txn_of(nested)
 }

@@ -343,7 +343,9 @@ fn request(line: &str) -> Request {
         "compact" => {
             Request::Compaction(pb::CompactionRequest { revision: id(1), physical: false })
         }
-        "grant" => Request::LeaseGrant(pb::LeaseGrantRequest { id: id(1), ttl: number(&words, "ttl") }),
+        "grant" => {
+            Request::LeaseGrant(pb::LeaseGrantRequest { id: id(1), ttl: number(&words, "ttl") })
+        }
         "revoke" => Request::LeaseRevoke(pb::LeaseRevokeRequest { id: id(1) }),
         "checkpoint" => {
             let (lease, left) = words[1].split_once('=').expect("lease=seconds");
