@@ -203,7 +203,8 @@ fn next_rows(rows: &mut Rows) -> (Bytes, bool) {
     (out.freeze(), false)
 }
 
-fn ok_trailers() -> HeaderMap {
+/// The trailers of a call that succeeded.
+pub(super) fn ok_trailers() -> HeaderMap {
     let mut trailers = HeaderMap::with_capacity(1);
     trailers.insert(GRPC_STATUS, HeaderValue::from_static("0"));
     trailers

@@ -30,10 +30,13 @@ use super::{
     rpc::{self, Kind, Rpc},
     stats,
     status::{CallError, Failure, Refusal},
-    validate,
+    validate, watch,
     wire::{Messages, decode, timeout},
 };
-use crate::{base::task, model::Unavailable};
+use crate::{
+    base::{clock::Clock, task},
+    model::Unavailable,
+};
 
 /// Answers a gRPC request.
 pub async fn call<M, B>(
@@ -60,29 +63,31 @@ where
 }
 
 /// A call that has begun and counts as canceled unless it is finished.
-struct Call<'a, M: Member> {
-    edge: &'a Edge<M>,
+pub(super) struct Call {
+    clock: Clock,
     counters: &'static Counters,
     started: Duration,
     finished: bool,
 }
 
-impl<'a, M: Member> Call<'a, M> {
-    fn start(edge: &'a Edge<M>, rpc: Rpc) -> Self {
+impl Call {
+    fn start<M: Member>(edge: &Edge<M>, rpc: Rpc) -> Self {
         let counters = metrics::of(rpc);
         counters.start();
-        Self { edge, counters, started: edge.clock.now(), finished: false }
+        let clock = edge.clock.clone();
+        Self { counters, started: clock.now(), finished: false, clock }
     }
 
-    fn finish(&mut self, code: Code) -> Duration {
+    /// Counts the call as one that ended with `code`, and says how long it took.
+    pub(super) fn finish(&mut self, code: Code) -> Duration {
         self.finished = true;
-        let took = self.edge.clock.now().saturating_sub(self.started);
+        let took = self.clock.now().saturating_sub(self.started);
         self.counters.finish(code, took);
         took
     }
 }
 
-impl<M: Member> Drop for Call<'_, M> {
+impl Drop for Call {
     fn drop(&mut self) {
         if !self.finished {
             // The client reset the stream, so hyper dropped the call.
@@ -295,6 +300,10 @@ where
     if rpc.kind() == Kind::Bidirectional {
         return match rpc {
             Rpc::LeaseKeepAlive => run.start(|outbox| lease::keep_alive(edge, messages, outbox)),
+            Rpc::Watch => {
+                let call = Call::start(&edge, rpc);
+                response(watch::begin(&edge, headers, messages, call))
+            }
             _ => refused_stream(&edge, rpc, Failure::from(Refusal::ElectionUnsupported)),
         };
     }

@@ -26,9 +26,12 @@ use super::{
     },
     status::CallError,
 };
-use crate::model::{
-    Answer, ClusterId, KeyRange, LeaseId, LogIndex, MemberId, Outcome, PutAnswer, RangeAnswer,
-    Rejection, Request, RequestId, Revision, Term, TxnAnswer, Unavailable,
+use crate::{
+    model::{
+        Answer, ClusterId, KeyRange, LeaseId, LogIndex, MemberId, Outcome, PutAnswer, RangeAnswer,
+        Rejection, Request, RequestId, Revision, Term, TxnAnswer, Unavailable,
+    },
+    watch::thread::Streams,
 };
 
 /// What the fake has applied.
@@ -53,6 +56,8 @@ pub(crate) struct Inner {
     /// What the next proposal comes to, instead of being applied.
     pub(crate) outcome: Option<Result<Outcome, Unavailable>>,
     pub(crate) backup: Bytes,
+    /// Where watch streams go; none is there to serve them by default.
+    pub(crate) watch: Option<Streams>,
 }
 
 /// A member for tests.
@@ -82,6 +87,7 @@ impl Default for Fake {
             full: false,
             outcome: None,
             backup: Bytes::new(),
+            watch: None,
         })))
     }
 }
@@ -209,6 +215,10 @@ impl Member for Fake {
 
     async fn change_members(&self, _change: ConfChange) -> Result<Outcome, Unavailable> {
         Ok(Ok(Answer::Members(self.published().members())))
+    }
+
+    fn watch(&self) -> Streams {
+        self.with(|inner| inner.watch.clone()).expect("a test that watches has a service")
     }
 
     fn position(&self) -> Position {

@@ -17,9 +17,12 @@ use super::{
     caller::Caller,
     status::{CallError, Refusal},
 };
-use crate::model::{
-    ClusterId, LeaseId, LogIndex, MemberId, Outcome, RangeAnswer, Request, RequestId, Revision,
-    Term, TxnAnswer, Unavailable,
+use crate::{
+    model::{
+        ClusterId, LeaseId, LogIndex, MemberId, Outcome, RangeAnswer, Request, RequestId, Revision,
+        Term, TxnAnswer, Unavailable,
+    },
+    watch::thread::Streams,
 };
 
 /// How often a read may find that its state is outdated. Each time a compaction has passed, so one
@@ -199,6 +202,9 @@ pub trait Member: Clone + Send + Sync + 'static {
         &self,
         change: ConfChange,
     ) -> impl Future<Output = Result<Outcome, Unavailable>> + Send;
+
+    /// Where watch streams are opened.
+    fn watch(&self) -> Streams;
 
     /// Where the member stands now.
     fn position(&self) -> Position;

@@ -130,6 +130,8 @@ static EXTENSIVE: OnceLock<bool> = OnceLock::new();
 pub fn register_metrics(extensive: bool) {
     EXTENSIVE.get_or_init(|| extensive);
     super::codec::register_metrics();
+    super::watch::register_metrics();
+    crate::watch::register_metrics();
     for vector in [&CLIENT_REQUESTS, &STREAM_FAILURES] {
         LazyLock::force(vector);
     }
@@ -182,6 +184,11 @@ impl Counters {
     #[cfg(test)]
     pub(super) fn finished(&self, code: Code) -> u64 {
         self.handled[code as usize].get()
+    }
+
+    /// Some messages of it have gone.
+    pub fn send_many(&self, messages: u64) {
+        self.sent.inc_by(messages);
     }
 
     /// The call is over.

@@ -46,6 +46,7 @@ pub mod rpc;
 mod stats;
 pub mod status;
 pub mod validate;
+mod watch;
 pub mod wire;
 
 pub use dispatch::call;

@@ -26,6 +26,8 @@ mod listener;
 mod options;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod watch_tests;
 mod workers;
 
 pub use listener::{Listeners, SocketError};

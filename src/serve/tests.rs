@@ -31,8 +31,8 @@ use crate::{
 };
 
 /// A served fake member and its clients' way to it.
-struct Served {
-    fake: Fake,
+pub(super) struct Served {
+    pub(super) fake: Fake,
     client: SocketAddr,
     metrics: SocketAddr,
     serving: Option<Serving>,
@@ -59,7 +59,7 @@ impl Served {
         Self { fake, client: addresses[0], metrics: addresses[1], serving: Some(serving) }
     }
 
-    async fn channel(&self) -> Channel {
+    pub(super) async fn channel(&self) -> Channel {
         let endpoint = Channel::from_shared(format!("http://{}", self.client)).expect("a URL");
         endpoint.connect().await.expect("the listener is open")
     }
@@ -80,7 +80,7 @@ impl Drop for Served {
     }
 }
 
-fn run(test: impl AsyncFnOnce(&Served)) {
+pub(super) fn run(test: impl AsyncFnOnce(&Served)) {
     let served = Served::start();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     runtime.expect("a runtime").block_on(test(&served));

@@ -43,6 +43,8 @@ pub mod link;
 mod mailbox;
 pub mod thread;
 #[cfg(test)]
+pub(crate) mod fake;
+#[cfg(test)]
 mod tests;
 
 /// Makes the metrics of this folder exist from the start.

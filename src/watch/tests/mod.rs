@@ -7,46 +7,22 @@ mod model;
 mod promises;
 mod threads;
 
-use std::{collections::BTreeMap, time::Duration};
+use std::time::Duration;
 
-use bytes::Bytes;
 use prost::Message;
 use proto::{etcdserverpb::WatchResponse, mvccpb};
 
 use super::{
-    frame::{Frame, Identity},
-    history::{Chunk, History, HistoryError},
-    hub::{Hub, Settings, StreamId},
+    fake::{Change, FakeHistory, IDENTITY, NOTIFY_INTERVAL, TERM, settings},
+    frame::Frame,
+    history::History,
+    hub::{Hub, StreamId},
     request::{CreateWatch, Request},
 };
 use crate::{
     base::random::Random,
-    model::{ClusterId, KeyRange, MemberId, Revision, RowRevision, Term},
-    mvcc::{Damage, Event, EventBatch, EventKind},
+    model::{KeyRange, Revision},
 };
-
-const TERM: Term = Term(4);
-const IDENTITY: Identity = Identity { cluster: ClusterId(7), member: MemberId(8) };
-const NOTIFY_INTERVAL: Duration = Duration::from_secs(10);
-
-/// A key history that anybody can read.
-#[derive(Clone, Debug)]
-struct FakeHistory {
-    /// The first one is revision 2, as in etcd.
-    batches: Vec<EventBatch>,
-    latest: BTreeMap<Bytes, mvccpb::KeyValue>,
-    rows: BTreeMap<RowRevision, Bytes>,
-    latest_rows: BTreeMap<Bytes, RowRevision>,
-    compacted: Revision,
-    damaged: bool,
-}
-
-/// One change of a transaction.
-#[derive(Clone, Copy, Debug)]
-enum Change {
-    Put(&'static str),
-    Delete(&'static str),
-}
 
 /// A hub with its history.
 struct Bench {
@@ -54,95 +30,6 @@ struct Bench {
     history: FakeHistory,
     published: usize,
     now: Duration,
-}
-
-impl FakeHistory {
-    fn new() -> Self {
-        Self {
-            batches: Vec::new(),
-            latest: BTreeMap::new(),
-            rows: BTreeMap::new(),
-            latest_rows: BTreeMap::new(),
-            compacted: Revision(-1),
-            damaged: false,
-        }
-    }
-
-    /// One revision with these changes of different keys; deletions of missing keys do nothing.
-    fn write(&mut self, changes: &[Change]) {
-        let revision = self.revision().next();
-        let mut events = Vec::new();
-        for change in changes {
-            let at = RowRevision { main: revision, sub: i64::try_from(events.len()).expect("few") };
-            events.extend(self.change(*change, at));
-        }
-        if !events.is_empty() {
-            self.batches.push(EventBatch { revision, events: events.into() });
-        }
-    }
-
-    fn change(&mut self, change: Change, at: RowRevision) -> Option<Event> {
-        let (Change::Put(name) | Change::Delete(name)) = change;
-        let key = Bytes::from(name);
-        let before = self.latest.get(&key).cloned();
-        let (kind, row) = match change {
-            Change::Put(_) => {
-                let row = mvccpb::KeyValue {
-                    key: key.clone(),
-                    value: format!("v{}", at.main).into(),
-                    create_revision: before.as_ref().map_or(at.main.0, |row| row.create_revision),
-                    mod_revision: at.main.0,
-                    version: before.as_ref().map_or(1, |row| row.version + 1),
-                    lease: 0,
-                };
-                self.latest.insert(key.clone(), row.clone());
-                (EventKind::Put, row)
-            }
-            Change::Delete(_) => {
-                self.latest.remove(&key)?;
-                let row = mvccpb::KeyValue {
-                    key: key.clone(),
-                    mod_revision: at.main.0,
-                    ..Default::default()
-                };
-                (EventKind::Delete, row)
-            }
-        };
-        let row = Bytes::from(row.encode_to_vec());
-        self.rows.insert(at, row.clone());
-        let previous = self.latest_rows.insert(key.clone(), at);
-        let previous = before.is_some().then_some(previous).flatten();
-        Some(Event { key, kind, row, revision: at, created: before.is_none(), previous })
-    }
-}
-
-impl History for FakeHistory {
-    fn revision(&self) -> Revision {
-        self.batches.last().map_or(Revision(1), |batch| batch.revision)
-    }
-
-    fn compacted(&self) -> Revision {
-        self.compacted
-    }
-
-    fn row(&self, at: RowRevision) -> Result<Option<Bytes>, Damage> {
-        if self.damaged {
-            return Err(Damage::Missing(at));
-        }
-        Ok(self.rows.get(&at).cloned())
-    }
-
-    fn events_from(&self, from: Revision, revisions_max: usize) -> Result<Chunk, HistoryError> {
-        if self.damaged {
-            let at = RowRevision { main: from, sub: 0 };
-            return Err(HistoryError::Damaged(Damage::Missing(at)));
-        }
-        assert!(self.compacted <= from, "{from} is below {}", self.compacted);
-        let start = self.batches.partition_point(|batch| batch.revision < from);
-        let batches: Vec<_> = self.batches[start..].iter().take(revisions_max).cloned().collect();
-        let through = batches.last().map_or(self.revision(), |batch| batch.revision);
-        Ok(Chunk { batches, through })
-    }
 }
 
 impl Bench {
@@ -208,17 +95,6 @@ impl Bench {
         let credit = std::mem::take(outbox).credit;
         self.hub.give_room(stream, credit);
         responses
-    }
-}
-
-fn settings(queue_frames_max: usize) -> Settings {
-    Settings {
-        identity: IDENTITY,
-        fragment_bytes_max: 200,
-        progress_notify_interval: NOTIFY_INTERVAL,
-        queue_frames_max,
-        queue_bytes_max: 1 << 20,
-        turn_revisions_max: 2,
     }
 }
 

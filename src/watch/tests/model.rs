@@ -2,13 +2,17 @@
 
 use std::collections::BTreeMap;
 
+use bytes::Bytes;
 use proptest::prelude::{Just, Strategy, any, prop, prop_oneof, proptest};
 
 use super::{
-    Bench, Bytes, Change, CreateWatch, Event, EventKind, FakeHistory, KeyRange, Request, Revision,
-    StreamId, WatchResponse, mvccpb,
+    Bench, Change, CreateWatch, FakeHistory, KeyRange, Request, Revision, StreamId, WatchResponse,
+    mvccpb,
 };
-use crate::watch::request::NO_WATCH_ID;
+use crate::{
+    mvcc::{Event, EventKind},
+    watch::request::NO_WATCH_ID,
+};
 
 const KEYS: [&str; 5] = ["a", "b", "ba", "bb", "c"];
 const STREAMS: usize = 3;

@@ -1,65 +1,17 @@
 //! The watch threads with real threads around them.
 
-use std::{
-    future::poll_fn,
-    sync::Arc,
-    task::Poll,
-    thread::{JoinHandle, ScopedJoinHandle},
-};
+use std::{future::poll_fn, task::Poll, thread::ScopedJoinHandle};
 
 use futures::executor::block_on;
 
 use super::{
-    Change::Put, CreateWatch, FakeHistory, History, Request, Revision, TERM, WatchResponse, decode,
-    events, revision, settings, single,
+    CreateWatch, History, Request, Revision, WatchResponse, decode, events, revision, single,
 };
-use crate::{
-    base::{clock::Clock, random::Random, thread, thread::Priority},
-    watch::{
-        link::{End, WatchStream},
-        request::NO_WATCH_ID,
-        thread::{Handle, start},
-    },
+use crate::watch::{
+    fake::Service,
+    link::{End, WatchStream},
+    request::NO_WATCH_ID,
 };
-
-/// A service that runs, with the history it serves.
-struct Service {
-    handle: Handle<FakeHistory>,
-    history: FakeHistory,
-    threads: Vec<JoinHandle<()>>,
-}
-
-impl Service {
-    fn start(lanes: usize, queue_frames_max: usize) -> Self {
-        let history = FakeHistory::new();
-        let (handle, lanes) = start(
-            &settings(queue_frames_max),
-            &history,
-            lanes,
-            &Clock::system(),
-            &(Arc::new(|| TERM) as _),
-            &mut Random::from_seed(1),
-        );
-        let run = |lane: crate::watch::thread::Lane<FakeHistory>| {
-            thread::spawn("watch-test", Priority::Normal, move || lane.run())
-                .expect("another thread can be had")
-        };
-        Self { handle, history, threads: lanes.into_iter().map(run).collect() }
-    }
-
-    fn write(&mut self) {
-        self.history.write(&[Put("a")]);
-        let last = self.history.batches.last().cloned();
-        self.handle.publish(last.as_slice(), &self.history);
-    }
-
-    fn stop(self) {
-        self.handle.stop();
-        for thread in self.threads {
-            thread.join().expect("watch threads do not panic");
-        }
-    }
-}
 
 fn ask(stream: &mut WatchStream, request: Request) {
     block_on(poll_fn(|context| stream.poll_ready(context)));
@@ -83,7 +35,7 @@ fn hear_until(stream: &mut WatchStream, last: i64) -> Vec<i64> {
 fn whoever_saw_a_revision_watches_from_the_next_one() {
     let mut service = Service::start(2, 100);
     for _ in 0..200 {
-        service.write();
+        service.write("a");
         let mut stream = service.handle.streams().open();
         ask(&mut stream, Request::Create(single("a")));
         let created = next(&mut stream).expect("the service runs");
@@ -112,7 +64,7 @@ fn slow_and_fast_readers_hear_everything_while_writes_go_on() {
         let readers: Vec<ScopedJoinHandle<'_, Vec<i64>>> =
             [2, 2, 2, 1500, 2999].map(|start| scope.spawn(read(start))).into();
         while service.history.revision().0 < LAST {
-            service.write();
+            service.write("a");
         }
         for (reader, start) in readers.into_iter().zip([2, 2, 2, 1500, 2999]) {
             let heard = reader.join().expect("readers do not panic");
@@ -141,7 +93,7 @@ fn requests_beyond_the_bound_wait_until_answers_are_read() {
         let response = next(&mut stream).expect("the service runs");
         answered += i32::from(response.watch_id == NO_WATCH_ID);
     }
-    service.write();
+    service.write("a");
     assert_eq!(hear_until(&mut stream, 2), [2]);
     service.stop();
 }
@@ -153,7 +105,7 @@ fn dropped_stream_is_forgotten_and_its_number_used_again() {
         let mut stream = service.handle.streams().open();
         ask(&mut stream, Request::Create(single("a")));
         assert!(next(&mut stream).expect("the service runs").created);
-        service.write();
+        service.write("a");
     }
     drop(service.handle.streams().open());
     service.stop();
