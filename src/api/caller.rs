@@ -39,7 +39,7 @@ pub fn requires_leader(headers: &HeaderMap) -> bool {
 /// - [`Refusal::InvalidClientVersion`] if it is not UTF-8.
 pub fn client_version(headers: &HeaderMap) -> Result<&str, Refusal> {
     let Some(value) = headers.get("client-api-version") else { return Ok("unknown") };
-    std::str::from_utf8(value.as_bytes()).map_err(|_| Refusal::InvalidClientVersion)
+    std::str::from_utf8(value.as_bytes()).map_err(|_invalid| Refusal::InvalidClientVersion)
 }
 
 #[cfg(test)]

@@ -137,10 +137,9 @@ async fn change<M: Member>(
         context,
         ..ConfChange::default()
     };
-    match edge.member.change_members(change).await?? {
-        Answer::Members(members) => Ok(members),
-        other => Err(wrong_answer(&other)),
-    }
+    let answer = edge.member.change_members(change).await??;
+    let Answer::Members(members) = answer else { return Err(wrong_answer(&answer)) };
+    Ok(members)
 }
 
 /// One more voter must leave a quorum of started ones. A cluster of one may always grow.
@@ -150,7 +149,7 @@ fn check_started(members: &[PbMember]) -> Result<(), Refusal> {
     let voters = || members.iter().filter(|member| !member.is_learner);
     let started = voters().filter(|member| !member.name.is_empty()).count();
     let after = voters().count() + 1;
-    if (started == 1 && after == 2) || after / 2 + 1 <= started {
+    if (started == 1 && after == 2) || after / 2 < started {
         Ok(())
     } else {
         Err(Refusal::NotEnoughStarted)

@@ -100,10 +100,9 @@ pub(super) async fn put<M: Member>(
     if let Request::Put(put) = &request {
         validate::put(put)?;
     }
-    match edge.propose(caller, request).await? {
-        Answer::Put(answer) => Ok(Reply::put(&header::at(&edge.member, answer.revision), &answer)),
-        other => Err(wrong_answer(&other)),
-    }
+    let answer = edge.propose(caller, request).await?;
+    let Answer::Put(answer) = &answer else { return Err(wrong_answer(&answer)) };
+    Ok(Reply::put(&header::at(&edge.member, answer.revision), answer))
 }
 
 /// Deletes keys.
@@ -113,12 +112,9 @@ pub(super) async fn delete_range<M: Member>(
     request: DeleteRangeRequest,
 ) -> Result<Reply, CallError> {
     validate::delete_range(&request)?;
-    match edge.propose(caller, Request::DeleteRange(request)).await? {
-        Answer::DeleteRange(answer) => {
-            Ok(Reply::delete(&header::at(&edge.member, answer.revision), &answer))
-        }
-        other => Err(wrong_answer(&other)),
-    }
+    let answer = edge.propose(caller, Request::DeleteRange(request)).await?;
+    let Answer::DeleteRange(answer) = &answer else { return Err(wrong_answer(&answer)) };
+    Ok(Reply::delete(&header::at(&edge.member, answer.revision), answer))
 }
 
 /// Runs a transaction.
@@ -135,12 +131,11 @@ pub(super) async fn txn<M: Member>(
     match reads {
         Reads::Serializable => read_txn(edge, txn, true).await,
         Reads::Linearizable => read_txn(edge, txn, false).await,
-        Reads::AndWrites => match edge.propose(caller, request).await? {
-            Answer::Txn(answer) => {
-                Ok(Reply::txn(&header::at(&edge.member, answer.revision), &answer))
-            }
-            other => Err(wrong_answer(&other)),
-        },
+        Reads::AndWrites => {
+            let answer = edge.propose(caller, request).await?;
+            let Answer::Txn(answer) = &answer else { return Err(wrong_answer(&answer)) };
+            Ok(Reply::txn(&header::at(&edge.member, answer.revision), answer))
+        }
     }
 }
 
@@ -227,16 +222,13 @@ pub(super) async fn compact<M: Member>(
 ) -> Result<Reply, CallError> {
     let physical = request.physical;
     let compacted = crate::model::Revision(request.revision);
-    match edge.propose(caller, Request::Compaction(request)).await? {
-        Answer::Compaction { revision } => {
-            if physical {
-                edge.member.compaction_finished(compacted).await?;
-            }
-            let header = Some(header::at(&edge.member, revision));
-            Ok(Reply::message(&CompactionResponse { header }))
-        }
-        other => Err(wrong_answer(&other)),
+    let answer = edge.propose(caller, Request::Compaction(request)).await?;
+    let Answer::Compaction { revision } = answer else { return Err(wrong_answer(&answer)) };
+    if physical {
+        edge.member.compaction_finished(compacted).await?;
     }
+    let header = Some(header::at(&edge.member, revision));
+    Ok(Reply::message(&CompactionResponse { header }))
 }
 
 #[cfg(test)]

@@ -41,15 +41,16 @@ pub(super) async fn grant<M: Member>(
     }
     let request = Request::LeaseGrant(request);
     kv::check_quota(edge, &caller, &request).await?;
-    match edge.propose(caller, request).await? {
-        Answer::LeaseGrant { lease, ttl_seconds } => Ok(Reply::message(&LeaseGrantResponse {
-            header: Some(header::now(&edge.member)),
-            id: lease.0,
-            ttl: ttl_seconds,
-            error: String::new(),
-        })),
-        other => Err(wrong_answer(&other)),
-    }
+    let answer = edge.propose(caller, request).await?;
+    let Answer::LeaseGrant { lease, ttl_seconds } = answer else {
+        return Err(wrong_answer(&answer));
+    };
+    Ok(Reply::message(&LeaseGrantResponse {
+        header: Some(header::now(&edge.member)),
+        id: lease.0,
+        ttl: ttl_seconds,
+        error: String::new(),
+    }))
 }
 
 /// Ends a lease and deletes its keys.
@@ -58,13 +59,10 @@ pub(super) async fn revoke<M: Member>(
     caller: Caller,
     request: LeaseRevokeRequest,
 ) -> Result<Reply, CallError> {
-    match edge.propose(caller, Request::LeaseRevoke(request)).await? {
-        Answer::LeaseRevoke { revision } => {
-            let header = Some(header::at(&edge.member, revision));
-            Ok(Reply::message(&LeaseRevokeResponse { header }))
-        }
-        other => Err(wrong_answer(&other)),
-    }
+    let answer = edge.propose(caller, Request::LeaseRevoke(request)).await?;
+    let Answer::LeaseRevoke { revision } = answer else { return Err(wrong_answer(&answer)) };
+    let header = Some(header::at(&edge.member, revision));
+    Ok(Reply::message(&LeaseRevokeResponse { header }))
 }
 
 /// Tells what is left of a lease.

@@ -39,13 +39,10 @@ pub(super) async fn alarm<M: Member>(
     caller: Caller,
     request: AlarmRequest,
 ) -> Result<Reply, CallError> {
-    match edge.propose(caller, Request::Alarm(request)).await? {
-        Answer::Alarms(alarms) => {
-            let header = Some(header::now(&edge.member));
-            Ok(Reply::message(&AlarmResponse { header, alarms }))
-        }
-        other => Err(wrong_answer(&other)),
-    }
+    let answer = edge.propose(caller, Request::Alarm(request)).await?;
+    let Answer::Alarms(alarms) = answer else { return Err(wrong_answer(&answer)) };
+    let header = Some(header::now(&edge.member));
+    Ok(Reply::message(&AlarmResponse { header, alarms }))
 }
 
 /// Tells where the member stands.
@@ -175,8 +172,8 @@ pub(super) async fn downgrade<M: Member>(
     caller: Caller,
     request: DowngradeRequest,
 ) -> Result<Reply, CallError> {
-    let action =
-        DowngradeAction::try_from(request.action).map_err(|_| Refusal::UnknownDowngradeAction)?;
+    let action = DowngradeAction::try_from(request.action)
+        .map_err(|_unknown| Refusal::UnknownDowngradeAction)?;
     let cluster = edge.member.published().cluster_version();
     match action {
         DowngradeAction::Validate => {
