@@ -53,6 +53,8 @@ pub(crate) struct Inner {
     pub(crate) proposed: Vec<Request>,
     pub(crate) leader: MemberId,
     pub(crate) full: bool,
+    /// Whether somebody waits for a leader.
+    pub(crate) waits: bool,
     /// What the next proposal comes to, instead of being applied.
     pub(crate) outcome: Option<Result<Outcome, Unavailable>>,
     pub(crate) backup: Bytes,
@@ -85,6 +87,7 @@ impl Default for Fake {
             proposed: Vec::new(),
             leader: MEMBER,
             full: false,
+            waits: false,
             outcome: None,
             backup: Bytes::new(),
             watch: None,
@@ -200,6 +203,7 @@ impl Member for Fake {
 
     async fn linearizable(&self) -> Result<Arc<FakeState>, Unavailable> {
         if self.with(|inner| inner.leader == MemberId(0)) {
+            self.with(|inner| inner.waits = true);
             std::future::pending::<()>().await;
         }
         Ok(self.published())

@@ -19,7 +19,10 @@ use tokio::{
 };
 use tracing::debug;
 
-use super::options::{Options, Traffic};
+use super::{
+    options::{Options, Traffic},
+    workers::Load,
+};
 use crate::{
     api::{self, Edge, body::Body, member::Member},
     base::task,
@@ -50,6 +53,17 @@ pub(super) struct Service<M> {
     pub(super) edge: Arc<Edge<M>>,
     pub(super) http: Http<M>,
     pub(super) options: Options,
+}
+
+/// Who is at the other end of a connection.
+#[derive(Debug)]
+pub(super) struct Client {
+    /// The address; a Unix socket has none.
+    pub(super) remote: Option<SocketAddr>,
+    /// What the listener serves.
+    pub(super) traffic: Traffic,
+    /// Where the connection's requests count.
+    pub(super) load: Arc<Load>,
 }
 
 /// Where the tasks of a connection's requests run: on the connection's own thread.
@@ -91,16 +105,19 @@ impl<M: Member> Service<M> {
     pub(super) async fn serve<IO>(
         self: Arc<Self>,
         io: IO,
-        remote: Option<SocketAddr>,
-        traffic: Traffic,
+        client: Client,
         mut stop: watch::Receiver<bool>,
     ) where
         IO: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     {
+        let Client { remote, traffic, load } = client;
         let builder = self.builder(traffic);
         let service = service_fn(move |request: Request<Incoming>| {
-            let this = Arc::clone(&self);
-            async move { Ok::<_, Infallible>(this.route(request, remote, traffic).await) }
+            let (this, load) = (Arc::clone(&self), Arc::clone(&load));
+            async move {
+                let _counted = load.request();
+                Ok::<_, Infallible>(this.route(request, remote, traffic).await)
+            }
         });
         let mut connection = pin!(builder.serve_connection(TokioIo::new(io), service));
         let ended = tokio::select! {

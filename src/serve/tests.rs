@@ -76,7 +76,9 @@ impl Served {
 
 impl Drop for Served {
     fn drop(&mut self) {
-        self.serving.take().expect("stopped once").stop(Duration::ZERO);
+        if let Some(serving) = self.serving.take() {
+            serving.stop(Duration::ZERO);
+        }
     }
 }
 
@@ -228,6 +230,48 @@ fn callers_that_insist_on_a_leader_get_one_or_an_error() {
         let mut kv = KvClient::new(channel);
         refused(kv.range(read).await, Code::Unavailable, "etcdserver: no leader");
     });
+}
+
+#[test]
+fn stop_waits_for_requests_and_hardly_for_streams() {
+    let mut served = Served::start();
+    let serving = served.serving.take().expect("not stopped yet");
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = runtime.expect("a runtime");
+    let (stream, waiting) = runtime.block_on(async {
+        let mut lease = LeaseClient::new(served.channel().await);
+        let stream = lease.lease_keep_alive(futures::stream::pending()).await.expect("open");
+        served.fake.with(|inner| inner.leader = MemberId(0));
+        let mut kv = KvClient::new(served.channel().await);
+        let waiting = crate::base::task::spawn(async move { kv.range(all()).await });
+        while !served.fake.with(|inner| inner.waits) {
+            tokio::task::yield_now().await;
+        }
+        (stream, waiting)
+    });
+    let clock = Clock::system();
+    serving.stop(Duration::from_millis(400));
+    let stopping = clock.now();
+    assert!(Duration::from_millis(400) <= stopping, "a request was cut after {stopping:?}");
+    let ended = runtime.block_on(waiting).expect("no panic");
+    ended.expect_err("cut when its time was over");
+    drop(stream);
+}
+
+#[test]
+fn stop_with_nothing_but_streams_is_quick() {
+    let mut served = Served::start();
+    let serving = served.serving.take().expect("not stopped yet");
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = runtime.expect("a runtime");
+    let mut stream = runtime.block_on(async {
+        let mut lease = LeaseClient::new(served.channel().await);
+        let stream = lease.lease_keep_alive(futures::stream::pending()).await.expect("open");
+        stream.into_inner()
+    });
+    // Far longer than the test may take: it would hang if streams were waited for.
+    serving.stop(Duration::from_hours(1));
+    runtime.block_on(stream.next()).expect("an end").expect_err("cut");
 }
 
 #[test]

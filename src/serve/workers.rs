@@ -22,7 +22,7 @@ use tokio::{
 use tracing::{debug, info, warn};
 
 use super::{
-    connection::{Service, stopped},
+    connection::{Client, Service, stopped},
     listener::{Accepted, Listener, Listeners, Socket, prepare},
     options::{Options, Traffic},
 };
@@ -38,8 +38,14 @@ use crate::{
 /// Connections that wait for a thread to take them; taking one is a matter of microseconds.
 const HANDED_OVER_MAX: usize = 256;
 
+/// Between two looks at what is left after the stop.
+const DRAIN_LOOK: Duration = Duration::from_millis(5);
+
 /// After a failed accept, such as for want of descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// After the stop, how long streams keep a connection open whose requests have been answered.
+const STREAM_LINGER: Duration = Duration::from_millis(100);
 
 /// A connection on its way to its thread.
 struct Job {
@@ -52,7 +58,33 @@ struct Job {
 #[derive(Clone)]
 struct Worker {
     jobs: mpsc::Sender<Job>,
-    connections: Arc<AtomicUsize>,
+    load: Arc<Load>,
+}
+
+/// What a thread has to do.
+#[derive(Debug, Default)]
+pub(super) struct Load {
+    /// Connections that were given to it and have not ended.
+    connections: AtomicUsize,
+    /// Requests whose answer has not begun. A stream's answer begins at once.
+    requests: AtomicUsize,
+}
+
+/// Counts something for as long as it lives.
+pub(super) struct Counted<'a>(&'a AtomicUsize);
+
+impl Load {
+    /// Counts a request until the result is dropped.
+    pub(super) fn request(&self) -> Counted<'_> {
+        self.requests.fetch_add(1, Ordering::AcqRel);
+        Counted(&self.requests)
+    }
+}
+
+impl Drop for Counted<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::AcqRel);
+    }
 }
 
 /// The running edge. Dropping it without [`Serving::stop`] cuts every connection.
@@ -81,11 +113,11 @@ pub fn start<M: Member>(
     let mut workers = Vec::new();
     for number in 0..service.options.workers.max(1) {
         let (jobs, receiver) = mpsc::channel(HANDED_OVER_MAX);
-        let connections = Arc::new(AtomicUsize::new(0));
-        workers.push(Worker { jobs, connections: Arc::clone(&connections) });
+        let load = Arc::new(Load::default());
+        workers.push(Worker { jobs, load: Arc::clone(&load) });
         let body = Body {
             service: Arc::clone(&service),
-            connections,
+            load,
             stop: stopped.clone(),
             grace: graced.clone(),
         };
@@ -96,8 +128,8 @@ pub fn start<M: Member>(
             body.run_worker(runtime, receiver);
         })?);
     }
-    let connections = Arc::new(AtomicUsize::new(0));
-    let body = Body { service, connections, stop: stopped, grace: graced };
+    let load = Arc::new(Load::default());
+    let body = Body { service, load, stop: stopped, grace: graced };
     let runtime = runtime()?;
     threads.push(thread::spawn("accept", Priority::Normal, move || {
         body.run_acceptor(runtime, listeners, workers);
@@ -125,7 +157,7 @@ impl Serving {
 /// What a thread needs.
 struct Body<M> {
     service: Arc<Service<M>>,
-    connections: Arc<AtomicUsize>,
+    load: Arc<Load>,
     stop: watch::Receiver<bool>,
     grace: watch::Receiver<Duration>,
 }
@@ -147,21 +179,25 @@ impl<M: Member> Body<M> {
     fn serve(&self, job: Job) {
         let service = Arc::clone(&self.service);
         let stop = self.stop.clone();
-        let connections = Arc::clone(&self.connections);
+        let load = Arc::clone(&self.load);
         task::spawn(async move {
-            let _counted = Counted(connections);
+            // Counted when it was given to this thread.
+            let _counted = Counted(&load.connections);
             let Job { accepted, traffic, permit: _permit } = job;
             let served = match accepted {
                 Accepted::Tcp(stream, remote) => match TcpStream::from_std(stream) {
                     Ok(stream) => {
-                        service.serve(stream, Some(remote), traffic, stop).await;
+                        let client =
+                            Client { remote: Some(remote), traffic, load: Arc::clone(&load) };
+                        service.serve(stream, client, stop).await;
                         Ok(())
                     }
                     Err(error) => Err(error),
                 },
                 Accepted::Unix(stream) => match UnixStream::from_std(stream) {
                     Ok(stream) => {
-                        service.serve(stream, None, traffic, stop).await;
+                        let client = Client { remote: None, traffic, load: Arc::clone(&load) };
+                        service.serve(stream, client, stop).await;
                         Ok(())
                     }
                     Err(error) => Err(error),
@@ -173,12 +209,20 @@ impl<M: Member> Body<M> {
         });
     }
 
-    /// Waits until every connection has ended, or until the time for that is over.
+    /// Waits until every connection has ended; for at most the time given, and for streams hardly
+    /// at all, which would stay open for ever.
     async fn drain(&self) {
         let grace = *self.grace.borrow();
+        let load = &self.load;
+        let idle = |count: &AtomicUsize| count.load(Ordering::Acquire) == 0;
+        let lingering = tokio::time::sleep(STREAM_LINGER.min(grace));
         let ended = async {
-            while 0 < self.connections.load(Ordering::Acquire) {
-                tokio::time::sleep(Duration::from_millis(5)).await;
+            let mut lingering = std::pin::pin!(lingering);
+            while !idle(&load.connections) && !(lingering.is_elapsed() && idle(&load.requests)) {
+                tokio::select! {
+                    () = lingering.as_mut(), if !lingering.is_elapsed() => {}
+                    () = tokio::time::sleep(DRAIN_LOOK) => {}
+                }
             }
         };
         if tokio::time::timeout(grace, ended).await.is_err() {
@@ -212,15 +256,6 @@ impl<M: Member> Body<M> {
             this.drain().await;
         });
         runtime.shutdown_background();
-    }
-}
-
-/// Counts a connection for as long as it lives.
-struct Counted(Arc<AtomicUsize>);
-
-impl Drop for Counted {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Release);
     }
 }
 
@@ -307,14 +342,14 @@ fn announce(listener: &Listener) {
 async fn hand_over<M: Member>(body: &Body<M>, workers: &[Worker], job: Job) {
     if job.traffic == Traffic::Metrics {
         // Served by the accepting thread, which has time when the others have none.
-        body.connections.fetch_add(1, Ordering::AcqRel);
+        body.load.connections.fetch_add(1, Ordering::AcqRel);
         body.serve(job);
         return;
     }
-    let least = workers.iter().min_by_key(|worker| worker.connections.load(Ordering::Relaxed));
+    let least = workers.iter().min_by_key(|worker| worker.load.connections.load(Ordering::Relaxed));
     let worker = least.expect("there is at least one worker");
-    worker.connections.fetch_add(1, Ordering::AcqRel);
+    worker.load.connections.fetch_add(1, Ordering::AcqRel);
     if worker.jobs.send(job).await.is_err() {
-        worker.connections.fetch_sub(1, Ordering::AcqRel);
+        worker.load.connections.fetch_sub(1, Ordering::AcqRel);
     }
 }
