@@ -98,6 +98,37 @@ pub(super) static COMPACTION_LAST: LazyLock<IntGauge> = LazyLock::new(|| {
     )
 });
 
+pub(super) static SNAP_MARSHAL_SECONDS: LazyLock<Histogram> = LazyLock::new(|| {
+    histogram(
+        "etcd_debugging_snap_save_marshalling_duration_seconds",
+        "The marshalling cost distributions of save called by snapshot.",
+        0.001,
+        14,
+    )
+});
+
+pub(super) static SNAP_SAVE_SECONDS: LazyLock<Histogram> = LazyLock::new(|| {
+    histogram(
+        "etcd_debugging_snap_save_total_duration_seconds",
+        "The total latency distributions of save called by snapshot.",
+        0.001,
+        14,
+    )
+});
+
+pub(super) static SNAP_FSYNC_SECONDS: LazyLock<Histogram> = LazyLock::new(|| {
+    histogram(
+        "etcd_snap_fsync_duration_seconds",
+        "The latency distributions of fsync called by snap.",
+        0.001,
+        14,
+    )
+});
+
+pub(super) static QUOTA_BYTES: LazyLock<IntGauge> = LazyLock::new(|| {
+    gauge("etcd_server_quota_backend_bytes", "Current backend storage quota size in bytes.")
+});
+
 /// `bytes` as etcd's log lines have it: decimal units, one digit below ten.
 pub(super) fn human_bytes(bytes: u64) -> String {
     const UNITS: [&str; 7] = ["B", "kB", "MB", "GB", "TB", "PB", "EB"];
@@ -137,6 +168,7 @@ pub fn register_metrics() {
         &WAL_WRITE_BYTES,
         &DEFRAGMENTING,
         &COMPACTION_LAST,
+        &QUOTA_BYTES,
     ];
     for gauge in gauges {
         LazyLock::force(gauge);
@@ -148,6 +180,9 @@ pub fn register_metrics() {
         &DEFRAGMENT_SECONDS,
         &COMPACTION_PAUSE_MILLIS,
         &COMPACTION_TOTAL_MILLIS,
+        &SNAP_MARSHAL_SECONDS,
+        &SNAP_SAVE_SECONDS,
+        &SNAP_FSYNC_SECONDS,
     ];
     for histogram in histograms {
         LazyLock::force(histogram);

@@ -26,6 +26,9 @@ mod writer;
 pub mod backend;
 pub mod flusher;
 pub mod keys;
+pub mod quota;
+pub mod scrub;
+pub mod snap;
 pub mod tables;
 pub mod wal;
 #[cfg(test)]
