@@ -43,7 +43,12 @@ pub struct Config {
     /// A leader that hears from no quorum for an election timeout steps down, and a member that
     /// hears from a leader ignores other candidates.
     pub check_quorum: bool,
-    /// A leader that applies its own removal becomes a follower at once.
+    /// A leader that applies its own removal becomes a follower at once. Off by default: it goes on
+    /// without counting itself, so that the others learn that the removal is committed. Of two
+    /// voters, the one that stays could otherwise need the vote of the one that went and be refused
+    /// it for ever, because that one's log is longer.
+    ///
+    /// Source: etcd's server leaves it off and stops the removed member a second later.
     pub step_down_on_removal: bool,
     /// See [`APPEND_BYTES_MAX`].
     pub append_bytes_max: u64,
@@ -91,7 +96,7 @@ impl Config {
             heartbeat_ticks: 1,
             pre_vote: true,
             check_quorum: true,
-            step_down_on_removal: true,
+            step_down_on_removal: false,
             append_bytes_max: APPEND_BYTES_MAX,
             appends_in_flight_max: APPENDS_IN_FLIGHT_MAX,
             applying_bytes_max: APPLYING_BYTES_MAX,

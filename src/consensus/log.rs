@@ -321,7 +321,7 @@ impl Log {
     /// Notes a snapshot of the state machine, to be sent to members that lag.
     pub(super) fn snapshot_taken(&mut self, snapshot: Snapshot) {
         let id = snapshot_id(&snapshot);
-        assert!(id.index <= self.applied, "snapshot {} is ahead of {}", id.index, self.applied);
+        assert!(id.index <= self.applying, "snapshot {} is ahead of {}", id.index, self.applying);
         if snapshot_id(&self.snapshot).index < id.index {
             self.snapshot = snapshot;
         }

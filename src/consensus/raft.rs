@@ -421,8 +421,9 @@ impl Raft {
         self.snapshot_sent(id, report);
     }
 
-    /// Notes a snapshot of the state machine, which members that lag can be sent from now on. The
-    /// index is at most the applied one, the conf state is the one in effect there.
+    /// Notes a snapshot of the state machine, which members that lag can be sent from now on. Its
+    /// entry was handed out and is applied, reported or not; the conf state is the one in effect
+    /// there.
     pub fn snapshot_taken(&mut self, snapshot: Snapshot) {
         self.log.snapshot_taken(snapshot);
     }
@@ -615,6 +616,13 @@ impl Raft {
     #[must_use]
     pub fn is_learner(&self) -> bool {
         self.members.progress.get(&self.config.id).is_some_and(|own| own.is_learner)
+    }
+
+    /// Whether the membership in effect does not have this member, neither as a voter nor as a
+    /// learner: it was removed, or has not heard of its addition.
+    #[must_use]
+    pub fn is_removed(&self) -> bool {
+        !self.members.progress.contains_key(&self.config.id)
     }
 
     /// Whom leadership is being handed to.

@@ -2,4 +2,11 @@
 
 mod chaos;
 mod cluster;
+mod interaction;
 mod single;
+
+/// A variable of the environment.
+#[expect(clippy::disallowed_methods, reason = "tests are configured by the environment alone")]
+fn variable(name: &str) -> Option<String> {
+    std::env::var(name).ok()
+}
