@@ -111,10 +111,10 @@ fn change_membership(cluster: &mut Cluster, about: u64) {
     let other = 1 + cluster.random.below(5);
     let style = cluster.random.below(4);
     let raft = cluster.members.get_mut(&leader).unwrap().raft.as_mut().unwrap();
-    // Of two voters, the one that stays may need the vote of the one that went, whose log may be
-    // longer: nobody can mend that but the operator.
+    // Of two voters, the one that stays may need the vote of the one that went, if that was the
+    // leader and has the longer log. Nobody can mend that but the operator.
     let voters = raft.conf_state().voters.len();
-    if voters <= 2 && about == leader && kind != ConfChangeType::ConfChangeAddNode {
+    if voters <= 2 && kind != ConfChangeType::ConfChangeAddNode {
         return;
     }
     let single = |kind: ConfChangeType, id| ConfChangeSingle {
