@@ -4,6 +4,7 @@ mod chaos;
 mod cluster;
 mod interaction;
 mod single;
+mod traps;
 
 /// A variable of the environment.
 #[expect(clippy::disallowed_methods, reason = "tests are configured by the environment alone")]
