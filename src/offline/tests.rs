@@ -27,6 +27,7 @@ use crate::{
     storage::{
         Backend, BackendOptions, Table, keys,
         tables::{FINISHED_COMPACT_REVISION, STORAGE_VERSION},
+        wal::Wal,
     },
 };
 
@@ -614,4 +615,39 @@ fn directory_in_use_is_left_alone_after_the_timeout() {
     assert!(matches!(defragment(&data_dir, SHORT), Err(OfflineError::Defragment { .. })));
     drop(server);
     assert!(hash_kv(&data_dir, 0, SHORT).is_ok(), "nobody has it any more");
+}
+
+#[test]
+fn directory_that_the_official_tool_restored_becomes_ours() {
+    let Some(etcdutl) = official("etcdutl") else { return };
+    let dir = TempDir::new().expect("a temporary directory");
+    let path = dir.path().join("backup.db");
+    backup(&path, &rows(&[vec![(1, Some(10))], vec![(2, Some(2000))], vec![(1, None)]]), None);
+    let data_dir = dir.path().join("data");
+    let cluster = "default=http://127.0.0.1:1,b=http://127.0.0.1:2,c=http://127.0.0.1:3";
+    let mut arguments = vec!["snapshot", "restore", text(&path), "--data-dir", text(&data_dir)];
+    arguments.extend(["--initial-cluster", cluster]);
+    arguments.extend(["--initial-advertise-peer-urls", "http://127.0.0.1:1"]);
+    arguments.extend(["--bump-revision", "100", "--mark-compacted"]);
+    stdout(&etcdutl, &arguments);
+    let database = data_dir.join("member").join("snap").join("db");
+    let theirs = hash_kv(&database, 0, SHORT).expect("a database");
+
+    let wal_dir = data_dir.join("member").join("wal");
+    let newest = Wal::snapshots(&wal_dir).expect("a log").pop().expect("one was written");
+    let snap_dir = data_dir.join("member").join("snap");
+    assert_eq!(adopt(&snap_dir, newest.index).expect("whole"), Adopted::Database);
+    assert_eq!(newest.index, LogIndex(3), "one entry for each member");
+    assert_eq!(hash_kv(&data_dir, 0, SHORT).expect("ours"), theirs);
+    assert_eq!(theirs.compact_revision, theirs.hash_revision, "everything counts as compacted");
+    assert!(verify(&data_dir, None, SHORT).is_ok(), "{:?}", verify(&data_dir, None, SHORT));
+
+    // Raft's membership is that of the new cluster: the one in the log.
+    let exported = dir.path().join("exported");
+    export_database(&data_dir, &exported, Ending::Plain, SHORT).expect("room");
+    let voters = newest.conf_state.expect("a membership").voters;
+    let meta = bucket(&exported, "meta");
+    let stored = &meta.iter().find(|(key, _)| key == "confState").expect("stored").1;
+    let stored: serde_json::Value = serde_json::from_str(stored).expect("JSON");
+    assert_eq!(stored["voters"], serde_json::json!(voters));
 }
