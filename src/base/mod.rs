@@ -12,7 +12,7 @@ pub mod file;
 pub mod log;
 pub mod metrics;
 pub mod queue;
-pub mod ready;
 pub mod random;
+pub mod ready;
 pub mod task;
 pub mod thread;

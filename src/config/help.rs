@@ -6,8 +6,8 @@ use clap::{Arg, Command};
 
 use super::{
     flags::Flags,
-    gates::{GATES, Stage},
-    table,
+    gates::{GATES, Gate, Stage},
+    pending, table,
 };
 
 /// The release of etcd that is imitated, as `--version` and the API tell it.
@@ -59,9 +59,12 @@ pub(super) fn help() -> String {
     for (group, flags) in table::GROUPS {
         for flag in *flags {
             let slot = (flag.slot)(&mut defaults);
-            let default = slot.show();
-            let shown = if default.is_empty() { "''".to_owned() } else { default };
-            let text = format!("{} [default: {shown}]", flag.help);
+            let shown = match slot.show() {
+                none if none.is_empty() => "none".to_owned(),
+                default => default,
+            };
+            let missing = if pending::is_missing(flag.name) { " Not available yet." } else { "" };
+            let text = format!("{}{missing} [default: {shown}]", flag.help);
             let argument = Arg::new(flag.name).long(flag.name).help_heading(*group).help(text);
             command = command.arg(if slot.is_boolean() {
                 argument.action(clap::ArgAction::SetTrue)
@@ -74,9 +77,10 @@ pub(super) fn help() -> String {
 }
 
 fn after() -> String {
-    let gates = GATES.iter().map(|(_, name, stage)| match stage {
-        Stage::Alpha => format!("  {name} (alpha, off by default)\n"),
-        Stage::Beta => format!("  {name} (beta, on by default)\n"),
+    let gates = GATES.iter().map(|(gate, name, stage)| match (gate, stage) {
+        (Gate::AllAlpha | Gate::AllBeta, _) => format!("  {name} (sets the others of its stage)\n"),
+        (_, Stage::Alpha) => format!("  {name} (alpha, off by default)\n"),
+        (_, Stage::Beta) => format!("  {name} (beta, on by default)\n"),
     });
     format!("Feature gates:\n{}", gates.collect::<String>())
 }

@@ -53,6 +53,11 @@ const REFUSED: &[(&str, &str)] = &[
 /// but comfort.
 const WARNED: &[(&str, &str)] = &[("enable-pprof", "profiles are not available yet")];
 
+/// Whether a flag's feature is missing, for the help.
+pub(super) fn is_missing(name: &str) -> bool {
+    REFUSED.iter().chain(WARNED).any(|(missing, _)| *missing == name)
+}
+
 /// Refuses settings whose feature is missing.
 ///
 /// # Errors

@@ -16,7 +16,7 @@ use super::{
     url::Url,
 };
 use crate::base::{
-    duration::Took,
+    duration::{self, Took},
     log::{self, Level},
 };
 
@@ -87,7 +87,7 @@ impl Config {
                 (Took(period).to_string(), Took(period).to_string())
             }
             // etcd shows the number of revisions as if it were nanoseconds.
-            AutoCompaction::Revision(count) => (format!("{count}ns"), format!("{count}ns")),
+            AutoCompaction::Revision(count) => (duration::format(count), duration::format(count)),
         };
         vec![
             ("initial-cluster", json!(self.initial_members_shown())),
