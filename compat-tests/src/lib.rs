@@ -1,1 +1,20 @@
-//! Black-box checks.
+//! Black-box checks of a server that speaks etcd's API.
+//!
+//! Decides what "the same as etcd" means: the same requests, sent to official etcd and to
+//! oxetcd, get the same answers after ids and times are made equal. Nothing here knows how either
+//! of them works inside. Used by the tests of this crate and by its two binaries, `compat` (etcd's
+//! own suites) and `fault` (crashes under a ledger of acknowledged writes).
+//!
+//! ```text
+//!   Script --run--> official etcd --> Transcript --+
+//!          --run--> oxetcd        --> Transcript --+--> equal, line by line
+//! ```
+#![expect(clippy::unwrap_used, reason = "a check that cannot go on has failed")]
+
+pub mod fault;
+pub mod ledger;
+pub mod official;
+pub mod random;
+pub mod script;
+pub mod server;
+pub mod transcript;

@@ -6,7 +6,7 @@
 //!
 //! Invariants
 //! - Q1 Items leave in the order in which they came.
-//! - Q2 At most `items_max` items wait.
+//! - Q2 At most `items_max` items wait, and those of reserved producers.
 
 use std::{
     collections::VecDeque,
@@ -109,6 +109,20 @@ impl<T> Sender<T> {
         while self.0.items_max <= state.items.len() && !state.receiver_gone {
             state = self.0.not_full.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
+        if state.receiver_gone {
+            return Err(Refused::Closed(item));
+        }
+        self.push(state, item);
+        Ok(())
+    }
+
+    /// Queues `item` even beyond the bound. For a producer whose own waiting items are bounded
+    /// elsewhere, and who must never wait for this consumer because the consumer may wait for it.
+    ///
+    /// # Errors
+    /// - [`Refused::Closed`] without a consumer.
+    pub fn send_reserved(&self, item: T) -> Result<(), Refused<T>> {
+        let state = self.0.lock();
         if state.receiver_gone {
             return Err(Refused::Closed(item));
         }

@@ -1,1 +1,46 @@
-//! Placeholder header of replica.
+//! One member in motion: from a proposal to its answer.
+//!
+//! Decides in what order things happen to the log and to the state: what is persisted, sent,
+//! applied, answered, and when the log may be cut. The decisions are made by [`core`], which is
+//! synchronous and has no clock, thread or socket; three threads carry them out. `api` and `http`
+//! reach all of it through [`Handle`]; `boot` starts the threads.
+//!
+//! ```text
+//!            propose            Persist               one pwrite + fdatasync
+//!   Handle ----------> replica ---------> log thread ------------------------> WAL
+//!     ^                 |   ^                 |
+//!     |                 |   +---- Persisted --+
+//!     |  answers        | Apply
+//!     +------------- apply thread ---> published view, watch, flusher
+//!                        (state::Machine)
+//! ```
+//!
+//! Invariants
+//! - R1 An answer is sent after its entry is durable on a quorum, applied here, and visible in the
+//!   published view.
+//! - R2 Entries are applied in log order, each once, across restarts too.
+//! - R3 Every waiting caller gets exactly one answer: its outcome, or why there is none.
+//! - R4 The log is cut only below a position that the backend has made durable.
+//!
+//! Deliberately absent: encodings of clients, and the question who may do what (`api`).
+
+mod apply_thread;
+mod assemble;
+mod core;
+mod duties;
+mod handle;
+mod log_thread;
+mod metrics;
+mod pending;
+mod reads;
+mod replica_thread;
+mod shared;
+
+pub use apply_thread::ApplyThread;
+pub use assemble::{Assembled, Ingredients, Settings, assemble};
+pub use core::{Core, Effect, Input, Leadership};
+pub use duties::{Compaction, Duties, DutySettings};
+pub use handle::{Handle, Identity, Limits, Status};
+pub use log_thread::{LogError, LogThread};
+pub use metrics::register_metrics;
+pub use replica_thread::ReplicaThread;

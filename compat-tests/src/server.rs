@@ -1,0 +1,248 @@
+//! A server process under test: official etcd or oxetcd, started alike.
+//!
+//! Decides how a server is started, awaited, stopped and killed. Each has free loopback ports and
+//! a temporary directory of its own; only processes started here are ever signalled.
+
+use std::{
+    fs::File,
+    io::{BufRead, BufReader},
+    net::TcpListener,
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    sync::mpsc,
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, bail};
+use rustix::process::{Pid, Signal, kill_process};
+use tempfile::TempDir;
+
+use crate::official;
+
+/// The line that says that a server answers clients.
+const READY: &str = "ready to serve client requests";
+
+/// How long a server may take to become ready.
+const READY_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// Which server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// The one that answers every question about behaviour.
+    Official,
+    /// Ours.
+    Oxetcd,
+}
+
+/// A running server with its data directory.
+#[derive(Debug)]
+pub struct Server {
+    kind: Kind,
+    program: PathBuf,
+    dir: TempDir,
+    client_port: u16,
+    peer_port: u16,
+    extra: Vec<String>,
+    child: Option<Child>,
+}
+
+/// A port that nobody listens on now.
+fn free_port() -> anyhow::Result<u16> {
+    Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
+}
+
+/// Our binary: `OXETCD_BIN`, or what cargo built beside this test.
+///
+/// # Errors
+/// If there is none.
+pub fn oxetcd_program(name: &str) -> anyhow::Result<PathBuf> {
+    if let Some(dir) = std::env::var_os("OXETCD_BIN_DIR") {
+        return Ok(PathBuf::from(dir).join(name));
+    }
+    let mut dir = std::env::current_exe()?;
+    dir.pop();
+    if dir.ends_with("deps") {
+        dir.pop();
+    }
+    let program = dir.join(name);
+    if !program.exists() {
+        bail!("{} is missing: run `cargo build` first", program.display());
+    }
+    Ok(program)
+}
+
+impl Server {
+    /// Starts a server on a fresh directory; `None` where official etcd cannot be had.
+    ///
+    /// # Errors
+    /// If it does not become ready.
+    pub fn start(kind: Kind, extra: &[&str]) -> anyhow::Result<Option<Self>> {
+        let program = match kind {
+            Kind::Official => match official::program("etcd")? {
+                Some(program) => program,
+                None => return Ok(None),
+            },
+            Kind::Oxetcd => oxetcd_program("oxetcd")?,
+        };
+        let mut server = Self {
+            kind,
+            program,
+            dir: TempDir::new()?,
+            client_port: free_port()?,
+            peer_port: free_port()?,
+            extra: extra.iter().map(|flag| (*flag).to_owned()).collect(),
+            child: None,
+        };
+        server.resume()?;
+        Ok(Some(server))
+    }
+
+    /// Both servers, official first; `None` where official etcd cannot be had.
+    ///
+    /// # Errors
+    /// As [`Server::start`].
+    pub fn start_both(extra: &[&str]) -> anyhow::Result<Option<(Self, Self)>> {
+        let Some(official) = Self::start(Kind::Official, extra)? else { return Ok(None) };
+        let ours = Self::start(Kind::Oxetcd, extra)?.context("ours always starts")?;
+        Ok(Some((official, ours)))
+    }
+
+    /// Starts the process on its present directory and waits until it is ready.
+    ///
+    /// # Errors
+    /// If it exits or does not become ready in time; the end of its log is in the message.
+    pub fn resume(&mut self) -> anyhow::Result<()> {
+        assert!(self.child.is_none(), "the server runs already");
+        let client = self.endpoint();
+        let peer = format!("http://127.0.0.1:{}", self.peer_port);
+        let log = self.log_path();
+        let mut command = Command::new(&self.program);
+        command
+            .arg("--name=m1")
+            .arg(format!("--data-dir={}", self.data_dir().display()))
+            .arg(format!("--listen-client-urls={client}"))
+            .arg(format!("--advertise-client-urls={client}"))
+            .arg(format!("--listen-peer-urls={peer}"))
+            .arg(format!("--initial-advertise-peer-urls={peer}"))
+            .arg(format!("--initial-cluster=m1={peer}"))
+            .args(&self.extra)
+            .env("ETCD_UNSUPPORTED_ARCH", std::env::consts::ARCH)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped());
+        let mut child = command
+            .spawn()
+            .with_context(|| format!("cannot start {}", self.program.display()))?;
+        let stderr = child.stderr.take().context("standard error is piped")?;
+        let (ready, is_ready) = mpsc::sync_channel(1);
+        let mut log_file = File::options().create(true).append(true).open(&log)?;
+        thread::spawn(move || {
+            use std::io::Write;
+            for line in BufReader::new(stderr).lines().map_while(Result::ok) {
+                if line.contains(READY) {
+                    let _full_when_seen_before = ready.try_send(());
+                }
+                drop(writeln!(log_file, "{line}"));
+            }
+        });
+        let outcome = is_ready.recv_timeout(READY_TIMEOUT);
+        self.child = Some(child);
+        if outcome.is_err() {
+            self.kill();
+            let text = std::fs::read_to_string(&log).unwrap_or_default();
+            let tail = text.lines().rev().take(12).collect::<Vec<_>>();
+            bail!("{:?} did not become ready; its log ends (newest first):\n{}", self.kind,
+                tail.join("\n"));
+        }
+        Ok(())
+    }
+
+    /// Ends the process without warning, as a power cut would.
+    pub fn kill(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            // A process that is gone already needs no killing.
+            drop(child.kill());
+            drop(child.wait());
+        }
+    }
+
+    /// Asks the process to end, and waits until it has.
+    ///
+    /// # Errors
+    /// If it takes longer than 20 s.
+    pub fn terminate(&mut self) -> anyhow::Result<()> {
+        let Some(mut child) = self.child.take() else { return Ok(()) };
+        let pid = Pid::from_child(&child);
+        kill_process(pid, Signal::TERM)?;
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while child.try_wait()?.is_none() {
+            if deadline < Instant::now() {
+                drop(child.kill());
+                bail!("{:?} did not end within 20 s of SIGTERM", self.kind);
+            }
+            thread::sleep(Duration::from_millis(10));
+        }
+        Ok(())
+    }
+
+    /// Whether the process still runs.
+    pub fn is_running(&mut self) -> bool {
+        self.child.as_mut().is_some_and(|child| matches!(child.try_wait(), Ok(None)))
+    }
+
+    /// The process id, while it runs.
+    #[must_use]
+    pub fn pid(&self) -> Option<u32> {
+        self.child.as_ref().map(Child::id)
+    }
+
+    /// Which server this is.
+    #[must_use]
+    pub const fn kind(&self) -> Kind {
+        self.kind
+    }
+
+    /// Where clients connect, such as `http://127.0.0.1:40000`.
+    #[must_use]
+    pub fn endpoint(&self) -> String {
+        format!("http://127.0.0.1:{}", self.client_port)
+    }
+
+    /// The data directory.
+    #[must_use]
+    pub fn data_dir(&self) -> PathBuf {
+        self.dir.path().join("data")
+    }
+
+    /// The directory that holds the data directory and the log; gone with the server.
+    #[must_use]
+    pub fn work_dir(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// Where the process writes its log.
+    #[must_use]
+    pub fn log_path(&self) -> PathBuf {
+        self.dir.path().join("server.log")
+    }
+
+    /// Changes the flags of the next start.
+    pub fn set_flags(&mut self, extra: &[&str]) {
+        self.extra = extra.iter().map(|flag| (*flag).to_owned()).collect();
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.kill();
+        if thread::panicking() {
+            let text = std::fs::read_to_string(self.log_path()).unwrap_or_default();
+            let tail = text.lines().rev().take(20).collect::<Vec<_>>();
+            #[expect(clippy::print_stderr, reason = "helps to read a failed test")]
+            {
+                eprintln!("--- {:?}, newest log lines first\n{}", self.kind, tail.join("\n"));
+            }
+        }
+    }
+}

@@ -1,0 +1,264 @@
+//! The running member, as the edge sees it.
+//!
+//! Decides nothing about calls: it joins what the edge asks for (`api::member`) to who has it: the
+//! replica, the lessor, the flusher, the backend. It stands here because the edge must not know
+//! them and they must not know the edge.
+
+use std::{future::Future, sync::Arc};
+
+use proto::{
+    etcdserverpb::{self as pb, AlarmMember, RangeRequest, TxnRequest},
+    raftpb::ConfChange,
+};
+use tokio::sync::mpsc;
+
+use crate::{
+    api::{
+        caller::Caller,
+        member::{
+            Backup, DatabaseBytes, HashedHistory, LeaseTime, Member, Position, State,
+            StateError,
+        },
+        status::{CallError, Refusal},
+    },
+    base::thread::{self, Priority},
+    config::Config,
+    exchange::{receive_backup, run_backup},
+    lease::{LeaseKeys, Renewal, TimeToLive},
+    model::{
+        LeaseId, MemberId, Outcome, RangeAnswer, Request, RequestId, Revision, TxnAnswer,
+        Unavailable,
+    },
+    mvcc::{RangeOptions, ReadError},
+    replica::{Handle, Identity},
+    state::{self, Published, Quota},
+    watch::thread::Streams,
+};
+
+/// Parts of a backup between the thread that makes them and the one that sends them.
+const BACKUP_PARTS_MAX: usize = 4;
+
+/// A member that runs in this process.
+#[derive(Clone, Debug)]
+pub(super) struct LocalMember {
+    handle: Handle,
+    quota: Quota,
+}
+
+impl LocalMember {
+    pub(super) fn new(handle: Handle, config: &Config) -> Self {
+        let quota = config
+            .quota_backend_bytes
+            .map_or(-1, |bytes| i64::try_from(bytes).unwrap_or(i64::MAX));
+        Self { handle, quota: Quota::from_flag(quota) }
+    }
+
+    /// Records that the remaining time of a lease is its full one again.
+    async fn reset_checkpoint(&self, lease: LeaseId) -> Result<(), CallError> {
+        let checkpoint = pb::LeaseCheckpoint { id: lease.0, remaining_ttl: 0 };
+        let request = pb::LeaseCheckpointRequest { checkpoints: vec![checkpoint] };
+        let request = Request::LeaseCheckpoint(request);
+        self.handle.propose(Identity::default(), request).await??;
+        Ok(())
+    }
+}
+
+/// Keeps what the edge can say apart from what only the log can.
+fn state_error(error: ReadError) -> StateError {
+    match error {
+        ReadError::Rejected(rejection) => rejection.into(),
+        ReadError::Outdated => StateError::Outdated,
+        ReadError::Damaged(damage) => {
+            tracing::error!(%damage, "stored history is damaged; the read is refused");
+            Refusal::Damaged.into()
+        }
+    }
+}
+
+impl State for Published {
+    fn revision(&self) -> Revision {
+        self.kv.revision()
+    }
+
+    fn range(&self, request: &RangeRequest) -> Result<RangeAnswer, StateError> {
+        self.kv.range(&RangeOptions::from_wire(request)).map_err(state_error)
+    }
+
+    fn read_txn(&self, request: &TxnRequest) -> Result<TxnAnswer, StateError> {
+        self.read_only_txn(request).map_err(state_error)
+    }
+
+    fn hash_history(&self, revision: Revision) -> Result<HashedHistory, StateError> {
+        let hash = self.kv.hash_kv(revision).map_err(state_error)?;
+        Ok(HashedHistory {
+            hash: hash.hash,
+            compacted: hash.compact_revision,
+            revision: hash.hash_revision,
+            current: self.kv.revision(),
+        })
+    }
+
+    fn members(&self) -> Vec<pb::Member> {
+        Self::members(self)
+    }
+
+    fn is_learner(&self, member: MemberId) -> Option<bool> {
+        Self::is_learner(self, member)
+    }
+
+    fn alarms(&self) -> Vec<AlarmMember> {
+        self.alarms.of(pb::AlarmType::None)
+    }
+
+    fn cluster_version(&self) -> Option<String> {
+        Self::cluster_version(self).map(|version| version.to_string())
+    }
+
+    fn storage_version(&self) -> Option<String> {
+        self.storage_version.map(|version| version.to_string())
+    }
+
+    fn downgrade(&self) -> pb::DowngradeInfo {
+        let downgrade = self.membership.downgrade();
+        downgrade.map_or_else(pb::DowngradeInfo::default, |downgrade| pb::DowngradeInfo {
+            enabled: downgrade.enabled,
+            target_version: downgrade.target_version.clone(),
+        })
+    }
+}
+
+impl Member for LocalMember {
+    type State = Published;
+
+    fn published(&self) -> Arc<Published> {
+        self.handle.published()
+    }
+
+    fn linearizable(&self) -> impl Future<Output = Result<Arc<Published>, Unavailable>> + Send {
+        self.handle.linearizable()
+    }
+
+    fn propose(
+        &self,
+        caller: Caller,
+        request: Request,
+    ) -> impl Future<Output = Result<Outcome, Unavailable>> + Send {
+        let Caller { username, auth_revision } = caller;
+        self.handle.propose(Identity { username, auth_revision }, request)
+    }
+
+    fn change_members(
+        &self,
+        change: ConfChange,
+    ) -> impl Future<Output = Result<Outcome, Unavailable>> + Send {
+        self.handle.change_members(change)
+    }
+
+    fn position(&self) -> Position {
+        let status = self.handle.status();
+        Position {
+            member: status.member,
+            cluster: status.cluster,
+            leader: status.leader,
+            term: status.term,
+            committed: status.committed,
+            applied: status.applied,
+        }
+    }
+
+    fn new_request_id(&self) -> RequestId {
+        self.handle.new_request_id()
+    }
+
+    fn database(&self) -> DatabaseBytes {
+        let sizes = self.handle.backend().sizes();
+        let signed = |bytes| i64::try_from(bytes).unwrap_or(i64::MAX);
+        DatabaseBytes { total: signed(sizes.total), in_use: signed(sizes.in_use) }
+    }
+
+    fn has_room_for(&self, request: &Request) -> bool {
+        self.quota.admits(state::cost(request), self.handle.backend().sizes().total)
+    }
+
+    async fn renew_lease(&self, lease: LeaseId) -> Result<i64, CallError> {
+        loop {
+            match self.handle.lessor().renew(lease, self.handle.clock().now()) {
+                Renewal::Renewed { ttl_seconds } => return Ok(ttl_seconds),
+                Renewal::NotFound => {
+                    return Err(crate::model::Rejection::LeaseNotFound { lease }.into());
+                }
+                Renewal::NotPrimary => return Err(Unavailable::NotPrimary.into()),
+                Renewal::Expired(settled) => settled.await,
+                Renewal::CheckpointFirst => self.reset_checkpoint(lease).await?,
+            }
+        }
+    }
+
+    async fn lease_time(
+        &self,
+        lease: LeaseId,
+        with_keys: bool,
+    ) -> Result<Option<LeaseTime>, CallError> {
+        // What has been acknowledged before this question must show in its answer.
+        self.handle.linearizable().await?;
+        let keys = if with_keys { LeaseKeys::Listed } else { LeaseKeys::Omitted };
+        let now = self.handle.clock().now();
+        match self.handle.lessor().time_to_live(lease, keys, now) {
+            TimeToLive::Live { remaining_seconds, granted_seconds, keys } => Ok(Some(LeaseTime {
+                ttl_seconds: remaining_seconds,
+                granted_ttl_seconds: granted_seconds,
+                keys: keys.iter().map(|key| bytes::Bytes::copy_from_slice(key)).collect(),
+            })),
+            TimeToLive::NotFound => Ok(None),
+            TimeToLive::NotPrimary => Err(Unavailable::NotPrimary.into()),
+        }
+    }
+
+    fn watch(&self) -> Streams {
+        self.handle.watch().streams().clone()
+    }
+
+    fn leases(&self) -> Vec<LeaseId> {
+        self.handle.lessor().leases()
+    }
+
+    fn compaction_finished(
+        &self,
+        revision: Revision,
+    ) -> impl Future<Output = Result<(), Unavailable>> + Send {
+        self.handle.compaction_finished(revision)
+    }
+
+    async fn defragment(&self) -> Result<(), CallError> {
+        self.handle.defragment().await?.map_err(|error| {
+            tracing::error!(%error, "failed to defragment");
+            CallError::from(Refusal::BackendFailed)
+        })
+    }
+
+    async fn backup(&self) -> Result<Backup, CallError> {
+        // What has been acknowledged before this request must be in its answer.
+        self.handle.linearizable().await?;
+        self.handle.sync_backend().await?;
+        let (parts, receiver) = mpsc::channel(BACKUP_PARTS_MAX);
+        let backend = self.handle.backend().clone();
+        let spawned = thread::spawn("backup", Priority::Normal, move || {
+            run_backup(&backend, &parts);
+        });
+        if let Err(error) = spawned {
+            tracing::error!(%error, "cannot start a thread for a backup");
+            return Err(Refusal::BackendFailed.into());
+        }
+        let (about, pieces) = receive_backup(receiver).await.map_err(|error| {
+            tracing::error!(%error, "failed to begin a backup");
+            CallError::from(Refusal::BackendFailed)
+        })?;
+        Ok(Backup { total_bytes: about.bytes_total, pieces: Box::new(pieces) })
+    }
+
+    async fn transfer_leadership(&self, target: MemberId) -> Result<(), CallError> {
+        self.handle.transfer_leadership(target)?;
+        // Whoever asks looks at the position until it has changed.
+        Ok(())
+    }
+}

@@ -1,0 +1,277 @@
+//! From a configuration to a running member, and back to nothing.
+//!
+//! Decides the order of start and end, and owns the list of threads: no other file starts one,
+//! but for the threads of `serve`. It is the only module that knows all others. Called by
+//! `bin/oxetcd.rs`.
+//!
+//! ```text
+//!   Config --> bind --> open (directory, log, backend, machine, raft)
+//!                         |
+//!                         v
+//!              assemble --> spawn: flush, hash, watch-N, log, apply, replica
+//!                         |
+//!                         v
+//!              publish name and URLs --> serve --> ready --> signal --> drain --> joined
+//! ```
+//!
+//! Invariants
+//! - B1 Clients are served only after everything that the log holds as committed is applied and
+//!   the cluster knows this member.
+//! - B2 A thread that fails ends the process at once; what it had not made durable was never
+//!   acknowledged.
+
+use std::{
+    panic,
+    process::{self, ExitCode},
+    sync::Arc,
+    time::Duration,
+};
+
+use serde_json::json;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+
+use crate::{
+    api::{self, Edge},
+    base::{
+        clock::Clock,
+        log::{self, FATAL},
+    },
+    config::{AutoCompaction, Config, gates::Gate},
+    http::{self, Access, Http},
+    model::{MemberId, Unavailable},
+    replica::{self, Compaction, Duties, DutySettings, Handle},
+    serve::{self, Endpoint, Listeners, Serving, Traffic},
+};
+
+mod member;
+mod open;
+mod threads;
+
+use member::LocalMember;
+use open::{StartError, open};
+use threads::Threads;
+
+/// The signals that end a member: terminate, interrupt.
+type Signals = (Signal, Signal);
+
+/// Runs a member until it is told to stop, or cannot go on.
+#[must_use]
+pub fn run(config: Config) -> ExitCode {
+    abort_on_panic();
+    register_metrics();
+    match start(&config) {
+        Ok(signal) => end_by(signal),
+        Err(error) => {
+            fatal(&error);
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// The signal that ended the member.
+#[derive(Clone, Copy, Debug)]
+struct EndedBy(SignalKind);
+
+/// A panic means that this process computed something impossible. It must not go on with a
+/// thread missing.
+fn abort_on_panic() {
+    let usual = panic::take_hook();
+    panic::set_hook(Box::new(move |info| {
+        tracing::error!(panic = %info, "a thread panicked; the process ends");
+        usual(info);
+        process::abort();
+    }));
+}
+
+fn register_metrics() {
+    crate::storage::register_metrics();
+    crate::mvcc::register_metrics();
+    crate::lease::register_metrics();
+    crate::cluster::register_metrics();
+    crate::state::register_metrics();
+    crate::watch::register_metrics();
+    replica::register_metrics();
+}
+
+/// Logs the whole chain of an error, as the reason why the process ends.
+fn fatal(error: &(dyn std::error::Error + 'static)) {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        source = cause.source();
+    }
+    log::write(log::Level::Fatal, "discovery failed", &[("error", json!(text))]);
+    debug_assert!(!FATAL.is_empty(), "the level has a name");
+}
+
+fn start(config: &Config) -> Result<EndedBy, StartError> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(StartError::System)?;
+    runtime.block_on(async {
+        let signals = (
+            signal(SignalKind::terminate()).map_err(StartError::System)?,
+            signal(SignalKind::interrupt()).map_err(StartError::System)?,
+        );
+        let listeners = bind(config)?;
+        let clock = Clock::system();
+        let opened = open(config, &clock)?;
+        let member = opened.member;
+        let threads = Threads::start(config, &clock, opened)?;
+        serve_until_signal(config, &clock, member, listeners, threads, signals).await
+    })
+}
+
+fn bind(config: &Config) -> Result<Listeners, StartError> {
+    let texts = |urls: &[crate::config::url::Url]| -> Vec<String> {
+        urls.iter().map(|url| url.as_str().to_owned()).collect()
+    };
+    let clients = texts(&config.listen_client_urls);
+    let plain = texts(&config.listen_client_http_urls);
+    let mut endpoints = Endpoint::of_clients(&clients, &plain).map_err(StartError::Socket)?;
+    for url in texts(&config.listen_metrics_urls) {
+        endpoints.push(Endpoint::from_url(&url, Traffic::Metrics).map_err(StartError::Socket)?);
+    }
+    let options = serve_options(config);
+    Listeners::bind(&endpoints, &options).map_err(StartError::Socket)
+}
+
+fn serve_options(config: &Config) -> serve::Options {
+    serve::Options {
+        concurrent_streams_max: config.max_concurrent_streams,
+        keepalive_interval: config.grpc_keepalive_interval,
+        keepalive_timeout: config.grpc_keepalive_timeout,
+        ..serve::Options::default()
+    }
+}
+
+async fn serve_until_signal(
+    config: &Config,
+    clock: &Clock,
+    member: MemberId,
+    listeners: Listeners,
+    threads: Threads,
+    mut signals: Signals,
+) -> Result<EndedBy, StartError> {
+    let handle = threads.handle().clone();
+    let duties = Duties::new(handle.clone(), duty_settings(config));
+    let local = LocalMember::new(handle.clone(), config);
+    duties.clone().start();
+    let published = tokio::select! {
+        published = duties.publish() => published,
+        ended_by = ended_by(&mut signals) => {
+            threads.stop();
+            return Ok(ended_by);
+        }
+    };
+    published.map_err(|_stopped: Unavailable| StartError::Stopped)?;
+    wait_for_version(&handle).await;
+    let serving = serve_clients(config, clock, member, local, listeners)?;
+    tracing::info!("notifying init daemon");
+    let ended_by = ended_by(&mut signals).await;
+    tracing::info!(signal = ended_by.name(), "received signal; shutting down");
+    end(config, serving, threads);
+    Ok(ended_by)
+}
+
+/// Without a cluster version every call would be refused, so nobody is told before that the
+/// member is ready.
+async fn wait_for_version(handle: &Handle) {
+    while handle.published().cluster_version().is_none() && !handle.stopping() {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+}
+
+fn serve_clients(
+    config: &Config,
+    clock: &Clock,
+    member: MemberId,
+    local: LocalMember,
+    listeners: Listeners,
+) -> Result<Serving, StartError> {
+    let edge = Arc::new(Edge::new(local, edge_settings(config), clock.clone()));
+    http::register_metrics(member);
+    let access = Access::new(config.cors.clone(), config.host_whitelist.clone());
+    let http = Http::new(Arc::clone(&edge), access);
+    serve::start(listeners, edge, http, serve_options(config)).map_err(StartError::System)
+}
+
+fn edge_settings(config: &Config) -> api::Settings {
+    api::Settings {
+        request_bytes_max: config.max_request_bytes,
+        txn_operations_max: config.max_txn_ops,
+        slow_request: config.warning_unary_request_duration,
+        slow_apply: config.warning_apply_duration,
+        election_timeout: config.election_timeout(),
+        heartbeat_interval: config.heartbeat_interval,
+        request_timeout: config.request_timeout(),
+        quota_bytes: config
+            .quota_backend_bytes
+            .map_or(-1, |bytes| i64::try_from(bytes).unwrap_or(i64::MAX)),
+        unhealthy_while_defragmenting: config.feature_gates.enabled(Gate::StopGRPCServiceOnDefrag),
+        strict_reconfiguration: config.strict_reconfig_check,
+    }
+}
+
+fn duty_settings(config: &Config) -> DutySettings {
+    DutySettings {
+        name: config.name.clone(),
+        client_urls: config
+            .advertise_client_urls
+            .iter()
+            .map(|url| url.as_str().to_owned())
+            .collect(),
+        cluster_version: format!("{}.0", minor_version(api::ETCD_VERSION)),
+        lease_checkpoints: config.feature_gates.enabled(Gate::LeaseCheckpoint),
+        compaction: match config.auto_compaction {
+            AutoCompaction::Off => None,
+            AutoCompaction::Periodic(period) => Some(Compaction::Periodic(period)),
+            AutoCompaction::Revision(retention) => Some(Compaction::Revision(retention)),
+        },
+    }
+}
+
+/// `3.7` of `3.7.1`.
+fn minor_version(version: &str) -> &str {
+    version.rsplit_once('.').map_or(version, |(minor, _patch)| minor)
+}
+
+impl EndedBy {
+    const fn name(self) -> &'static str {
+        if self.0.as_raw_value() == SignalKind::interrupt().as_raw_value() {
+            "interrupt"
+        } else {
+            "terminated"
+        }
+    }
+}
+
+async fn ended_by((terminate, interrupt): &mut Signals) -> EndedBy {
+    tokio::select! {
+        _ = terminate.recv() => EndedBy(SignalKind::terminate()),
+        _ = interrupt.recv() => EndedBy(SignalKind::interrupt()),
+    }
+}
+
+fn end(config: &Config, serving: Serving, threads: Threads) {
+    let name = config.name.as_str();
+    let data_dir = config.data_dir.display().to_string();
+    tracing::info!(name, "data-dir" = data_dir, "closing etcd server");
+    serving.stop(config.request_timeout());
+    tracing::info!("skipped leadership transfer for single voting member cluster");
+    threads.stop();
+    tracing::info!(name, "data-dir" = data_dir, "closed etcd server");
+}
+
+/// Dies of the signal that ended the member, so that whoever started it sees what happened. As
+/// process 1, which cannot die of a signal it has no handler for, it ends normally.
+fn end_by(EndedBy(kind): EndedBy) -> ExitCode {
+    if process::id() == 1 {
+        return ExitCode::SUCCESS;
+    }
+    let code = 128 + kind.as_raw_value();
+    ExitCode::from(u8::try_from(code).unwrap_or(u8::MAX))
+}

@@ -1,0 +1,351 @@
+//! Opens what is on disk: directory, log, backend, and the state that they make together.
+//!
+//! Decides whether a start is the first of a member or one of many, and refuses directories that
+//! cannot be served without guessing. Called by `boot` before any thread runs.
+//!
+//! ```text
+//!   no log:   bootstrap entries --> new log          log: newest snapshot <= backend's position
+//!                     \                                        /
+//!                      +--> backend --> Machine <--- replay ---+ --> Raft at the machine's position
+//! ```
+//!
+//! Invariants
+//! - O1 The backend's position lies within the log: not before its start, not after its end.
+
+use std::{
+    error::Error,
+    fmt, fs, io,
+    os::unix::fs::{DirBuilderExt, PermissionsExt},
+    path::{Path, PathBuf},
+};
+
+use proto::raftpb::{ConfState, HardState};
+
+use crate::{
+    base::{clock::Clock, random::Random},
+    cluster::{
+BOOTSTRAP_TERM, Bootstrap, BootstrapError,
+    },
+    config::{Config, gates::Gate},
+    consensus::{self, Raft, RaftState},
+    exchange::{self, ExchangeError},
+    lease::{self, LeaseSettings},
+    model::{ClusterId, LogIndex, MemberId, Revision, entry_index},
+    serve::SocketError,
+    state::{self, Machine, Quota, RecoverError, RecoveredAt},
+    storage::{
+        Backend, BackendError, BackendOptions, Table, Writer,
+        backend::BACKEND_DIRECTORY,
+        keys::parse_etcd_revision,
+        tables::FINISHED_COMPACT_REVISION,
+        wal::{Recovered, Wal, WalError, WalOptions, WalSnapshot},
+    },
+};
+
+/// Everything that was on disk, opened.
+#[derive(Debug)]
+pub(super) struct Opened {
+    pub(super) member: MemberId,
+    pub(super) cluster: ClusterId,
+    pub(super) wal: Wal,
+    pub(super) snapshot: LogIndex,
+    pub(super) backend: Backend,
+    pub(super) writer: Writer,
+    pub(super) machine: Machine,
+    pub(super) raft: Raft,
+    pub(super) finished_compaction: Revision,
+}
+
+/// Why a member does not start.
+#[derive(Debug)]
+pub(super) enum StartError {
+    /// The system refused something that every process may have.
+    System(io::Error),
+    /// A file or directory cannot be used.
+    Path { path: PathBuf, error: io::Error },
+    /// The flags contradict each other.
+    Config(String),
+    /// The flags make no cluster.
+    Bootstrap(BootstrapError),
+    /// A socket cannot be had.
+    Socket(SocketError),
+    /// The log cannot be used.
+    Wal(WalError),
+    /// The backend cannot be used.
+    Backend(BackendError),
+    /// The database of etcd cannot be taken over.
+    Exchange(ExchangeError),
+    /// The stored state cannot be served.
+    Recover(RecoverError),
+    /// Log and state do not make a member.
+    Raft(consensus::StartError),
+    /// The backend is outside of the log (O1).
+    BackendOutsideLog { backend: LogIndex, first: LogIndex, last: LogIndex },
+    /// The log is gone, the backend is not.
+    LogMissing { wal_dir: PathBuf },
+    /// The member was stopped while it started.
+    Stopped,
+}
+
+impl fmt::Display for StartError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::System(_) => f.write_str("the system refused a thread, a timer or a signal"),
+            Self::Path { path, .. } => write!(f, "cannot use {}", path.display()),
+            Self::Config(text) => f.write_str(text),
+            Self::Bootstrap(error) => error.fmt(f),
+            Self::Socket(error) => error.fmt(f),
+            Self::Wal(error) => error.fmt(f),
+            Self::Backend(error) => error.fmt(f),
+            Self::Exchange(error) => error.fmt(f),
+            Self::Recover(error) => error.fmt(f),
+            Self::Raft(error) => error.fmt(f),
+            Self::BackendOutsideLog { backend, first, last } => write!(
+                f,
+                "the database holds entries up to {backend}, but the log holds entries {first} to \
+                 {last}: one of the two directories is not this member's, or was emptied; bring \
+                 back the directory that belongs to it, or restore the member from a backup"
+            ),
+            Self::LogMissing { wal_dir } => write!(
+                f,
+                "there is a database but no log in {}: bring back the log, or remove the data \
+                 directory and restore the member from a backup",
+                wal_dir.display()
+            ),
+            Self::Stopped => f.write_str("the member was stopped while it started"),
+        }
+    }
+}
+
+impl Error for StartError {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        match self {
+            Self::System(error) | Self::Path { error, .. } => Some(error),
+            Self::Bootstrap(error) => error.source(),
+            Self::Socket(error) => error.source(),
+            Self::Wal(error) => error.source(),
+            Self::Backend(error) => error.source(),
+            Self::Exchange(error) => error.source(),
+            Self::Recover(error) => error.source(),
+            Self::Raft(error) => error.source(),
+            Self::Config(_)
+            | Self::BackendOutsideLog { .. }
+            | Self::LogMissing { .. }
+            | Self::Stopped => None,
+        }
+    }
+}
+
+/// The log, and what it says.
+struct Log {
+    wal: Wal,
+    recovered: Recovered,
+}
+
+/// Opens the member's directory, making it if it is new.
+///
+/// # Errors
+/// - [`StartError`], before anything is changed that a corrected start would miss.
+pub(super) fn open(config: &Config, clock: &Clock) -> Result<Opened, StartError> {
+    prepare_directories(config)?;
+    let wal_options =
+        WalOptions { fsync: !config.unsafe_no_fsync, ..WalOptions::new(config.wal_path()) };
+    let is_new = !Wal::exists(&wal_options.dir);
+    config.report(!is_new);
+    let newest = newest_snapshot(&wal_options, is_new)?;
+    exchange::adopt(&config.snap_dir(), newest).map_err(StartError::Exchange)?;
+    if is_new && Backend::exists(&config.snap_dir().join(BACKEND_DIRECTORY)) {
+        return Err(StartError::LogMissing { wal_dir: wal_options.dir });
+    }
+    let options = BackendOptions::new(config.snap_dir().join(BACKEND_DIRECTORY));
+    let (backend, writer) = Backend::open(&options).map_err(StartError::Backend)?;
+    let position = backend.reader().and_then(|reader| reader.consistent_index());
+    let position = position.map_err(StartError::Backend)?;
+    let log = if is_new {
+        create_log(config, &wal_options)?
+    } else {
+        open_log(&wal_options, position)?
+    };
+    assemble_state(config, clock, log, backend, writer)
+}
+
+fn prepare_directories(config: &Config) -> Result<(), StartError> {
+    let existed = config.data_dir.exists();
+    for dir in [config.data_dir.clone(), config.member_dir(), config.snap_dir()] {
+        let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(&dir);
+        made.map_err(|error| StartError::Path { path: dir, error })?;
+    }
+    if existed {
+        warn_of_permissions(&config.data_dir)?;
+    }
+    Ok(())
+}
+
+/// Source: etcd `client/pkg/fileutil`, `CheckDirPermission`, and embed, which only warns.
+fn warn_of_permissions(dir: &Path) -> Result<(), StartError> {
+    let metadata = fs::metadata(dir);
+    let metadata =
+        metadata.map_err(|error| StartError::Path { path: dir.to_owned(), error })?;
+    let mode = metadata.permissions().mode() & 0o777;
+    if mode != 0o700 {
+        tracing::warn!(
+            "data-dir" = %dir.display(),
+            mode = format!("{mode:o}"),
+            "the data directory has other permissions than the recommended 700"
+        );
+    }
+    Ok(())
+}
+
+fn newest_snapshot(options: &WalOptions, is_new: bool) -> Result<LogIndex, StartError> {
+    if is_new {
+        return Ok(LogIndex(0));
+    }
+    let snapshots = Wal::snapshots(&options.dir).map_err(StartError::Wal)?;
+    Ok(snapshots.last().map_or(LogIndex(0), |snapshot| snapshot.index))
+}
+
+/// The log of a member that starts for the first time.
+fn create_log(config: &Config, options: &WalOptions) -> Result<Log, StartError> {
+    let members = config.bootstrap_members().map_err(StartError::Config)?;
+    let urls = members
+        .iter()
+        .map(|(name, urls)| {
+            (name.clone(), urls.iter().map(|url| url.as_str().to_owned()).collect())
+        })
+        .collect();
+    let bootstrap =
+        Bootstrap::new(&urls, &config.initial_cluster_token).map_err(StartError::Bootstrap)?;
+    let own = bootstrap.member_named(&config.name).expect("the flags were checked");
+    let (member, cluster) = (own.id, bootstrap.cluster);
+    let entries = bootstrap.entries();
+    let hard_state = HardState {
+        term: Some(BOOTSTRAP_TERM.0),
+        vote: Some(0),
+        commit: Some(entries.len() as u64),
+    };
+    let mut wal = Wal::create(options, member, cluster).map_err(StartError::Wal)?;
+    wal.append(Some(&hard_state), &entries, true).map_err(StartError::Wal)?;
+    tracing::info!(
+        "local-member-id" = %member,
+        "cluster-id" = %cluster,
+        "starting local member"
+    );
+    let snapshot = WalSnapshot::default();
+    Ok(Log { wal, recovered: Recovered { member, cluster, hard_state, entries, snapshot } })
+}
+
+/// The log of a member that has run before, from the newest snapshot that the backend holds.
+fn open_log(options: &WalOptions, position: LogIndex) -> Result<Log, StartError> {
+    let snapshots = Wal::snapshots(&options.dir).map_err(StartError::Wal)?;
+    let from = snapshots.iter().rev().find(|snapshot| snapshot.index <= position);
+    let from = from.cloned().unwrap_or_default();
+    let (wal, recovered) = Wal::open(options, &from).map_err(StartError::Wal)?;
+    tracing::info!(
+        "cluster-id" = %recovered.cluster,
+        "local-member-id" = %recovered.member,
+        "commit-index" = recovered.hard_state.commit,
+        "restarting local member"
+    );
+    Ok(Log { wal, recovered })
+}
+
+fn assemble_state(
+    config: &Config,
+    clock: &Clock,
+    log: Log,
+    backend: Backend,
+    writer: Writer,
+) -> Result<Opened, StartError> {
+    let Log { wal, recovered } = log;
+    let (member, cluster) = (recovered.member, recovered.cluster);
+    let started = clock.now();
+    let (machine, at) = Machine::recover(&backend, machine_settings(config, member, cluster))
+        .map_err(StartError::Recover)?;
+    check_position(&recovered, at.applied)?;
+    let snapshot = recovered.snapshot.index;
+    let raft = start_raft(config, recovered, &at)?;
+    tracing::info!(
+        took = ?(clock.now().saturating_sub(started)),
+        "applied-index" = at.applied.0,
+        "recovered the state of the member"
+    );
+    let finished_compaction = finished_compaction(&backend).map_err(StartError::Backend)?;
+    Ok(Opened {
+        member,
+        cluster,
+        wal,
+        snapshot,
+        backend,
+        writer,
+        machine,
+        raft,
+        finished_compaction,
+    })
+}
+
+/// The last compaction whose rows are all gone; -1 before any.
+fn finished_compaction(backend: &Backend) -> Result<Revision, BackendError> {
+    let reader = backend.reader()?;
+    let stored = reader.get(Table::Meta, FINISHED_COMPACT_REVISION)?;
+    let parsed = stored.and_then(parse_etcd_revision);
+    Ok(parsed.map_or(Revision(-1), |(position, _tombstone)| position.main))
+}
+
+fn machine_settings(config: &Config, member: MemberId, cluster: ClusterId) -> state::Settings {
+    state::Settings {
+        member,
+        cluster,
+        quota: config.quota_backend_bytes.map_or(Quota::from_flag(-1), |bytes| {
+            Quota::from_flag(i64::try_from(bytes).unwrap_or(i64::MAX))
+        }),
+        learners_max: config.max_learners,
+        leases: LeaseSettings {
+            ttl_seconds_min: lease::ttl_seconds_min(
+                config.heartbeat_interval,
+                config.election_ticks,
+            ),
+            checkpoints: config.feature_gates.enabled(Gate::LeaseCheckpoint),
+            checkpoints_persist: config.feature_gates.enabled(Gate::LeaseCheckpointPersist),
+            revoke_retry: config.request_timeout(),
+        },
+    }
+}
+
+fn check_position(recovered: &Recovered, applied: LogIndex) -> Result<(), StartError> {
+    let first = recovered.snapshot.index;
+    let last = recovered.entries.last().map_or(first, entry_index);
+    if applied < first || last < applied {
+        return Err(StartError::BackendOutsideLog { backend: applied, first, last });
+    }
+    Ok(())
+}
+
+fn start_raft(
+    config: &Config,
+    recovered: Recovered,
+    at: &RecoveredAt,
+) -> Result<Raft, StartError> {
+    let Recovered { member, mut hard_state, entries, snapshot, .. } = recovered;
+    // What was applied was committed, even if the last word on it did not reach the disk.
+    hard_state.commit = hard_state.commit.max(Some(at.applied.0));
+    let settings = consensus::Config {
+        election_ticks: config.election_ticks,
+        pre_vote: config.pre_vote,
+        ..consensus::Config::new(member)
+    };
+    let state = RaftState {
+        hard_state,
+        conf_state: at.conf_state.clone().unwrap_or_else(ConfState::default),
+        snapshot: proto::raftpb::SnapshotMetadata {
+            conf_state: snapshot.conf_state,
+            index: Some(snapshot.index.0),
+            term: Some(snapshot.term.0),
+        },
+        entries,
+        applied: at.applied,
+    };
+    let mut random = Random::from_system();
+    let dice = Box::new(move |bound| random.below(bound));
+    Raft::new(settings, state, dice).map_err(StartError::Raft)
+}

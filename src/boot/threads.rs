@@ -1,0 +1,226 @@
+//! The threads of a member.
+//!
+//! Decides which threads run and what the failure of one means. Every thread of the member but
+//! those of `serve` and a backup's starts here.
+//!
+//! | thread | body | ends when |
+//! |---|---|---|
+//! | `flush` | `storage::flusher` | its handles are gone |
+//! | `hash` | hashes of compactions | the apply thread is gone |
+//! | `watch-N` | `watch::thread::Lane` | it is stopped |
+//! | `log` | `replica::LogThread` | the replica and apply threads are gone |
+//! | `apply` | `replica::ApplyThread` | the replica thread is gone |
+//! | `replica` | `replica::ReplicaThread` | it is stopped |
+
+use std::{
+    error::Error,
+    process,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    thread::JoinHandle,
+};
+
+use serde_json::json;
+
+use crate::{
+    api::edge::REQUEST_OVERHEAD_BYTES,
+    base::{
+        clock::Clock,
+        log,
+        queue::{Drained, Receiver},
+        random::Random,
+        thread::{Priority, spawn},
+    },
+    config::Config,
+    model::Term,
+    mvcc::{HashJob, View},
+    replica::{Assembled, Handle, Ingredients, Limits, Settings, assemble},
+    storage::flusher::{self, FlusherOptions, mailbox},
+    watch::{self, frame::Identity, hub},
+};
+
+use super::open::{Opened, StartError};
+
+/// Watch threads. One encodes and queues more events than two cores can send.
+const WATCH_LANES: usize = 1;
+
+/// Responses that may wait for one stream before its watchers lag.
+///
+/// Source: etcd `chanBufLen` is 128; a response here may be shared, and costs less.
+const QUEUE_FRAMES_MAX: usize = 1_024;
+
+/// Bytes of responses that may wait for one stream before its watchers lag.
+const QUEUE_BYTES_MAX: usize = 4 << 20;
+
+/// Revisions that a watcher which catches up is given before the next one's turn.
+///
+/// Source: etcd `watchBatchMaxRevs`.
+const TURN_REVISIONS_MAX: usize = 1_000;
+
+/// The running threads, in the order in which they are to be waited for.
+#[derive(Debug)]
+pub(super) struct Threads {
+    handle: Handle,
+    joins: Vec<JoinHandle<()>>,
+}
+
+impl Threads {
+    /// Starts everything that a member is but its edge.
+    pub(super) fn start(
+        config: &Config,
+        clock: &Clock,
+        opened: Opened,
+    ) -> Result<Self, StartError> {
+        let Opened {
+            member,
+            cluster,
+            wal,
+            snapshot,
+            backend,
+            writer,
+            machine,
+            raft,
+            finished_compaction,
+        } = opened;
+        let view = machine.publish().kv;
+        let (flusher, inbox) = mailbox(machine.applied(), view.revision(), finished_compaction);
+        let term = Arc::new(AtomicU64::new(0));
+        let identity = Identity { cluster, member };
+        let (watch, lanes) = start_watch(config, clock, identity, &view, &term);
+        let assembled = assemble(Ingredients {
+            member,
+            cluster,
+            raft,
+            machine,
+            wal,
+            snap_dir: config.snap_dir(),
+            snapshot,
+            flusher,
+            backend,
+            watch,
+            clock: clock.clone(),
+            term,
+            settings: replica_settings(config),
+        });
+        let Assembled { handle, replica, log, apply, hashes } = assembled;
+        let (flush_options, flush_clock) = (flush_options(config), clock.clone());
+        let mut joins = vec![
+            start_thread("replica", Priority::Normal, move || replica.run())?,
+            start_thread("apply", Priority::Normal, move || apply.run())?,
+            start_thread("log", Priority::Normal, move || or_die("log", log.run()))?,
+        ];
+        for lane in lanes {
+            joins.push(start_thread("watch-0", Priority::Normal, move || lane.run())?);
+        }
+        // These end with the last handle, which a client's connection may still hold.
+        start_thread("hash", Priority::Background, move || run_hashes(hashes))?;
+        start_thread("flush", Priority::Background, move || {
+            or_die("flush", flusher::run(writer, inbox, flush_options, flush_clock));
+        })?;
+        Ok(Self { handle, joins })
+    }
+
+    pub(super) const fn handle(&self) -> &Handle {
+        &self.handle
+    }
+
+    /// Stops everything and waits for what is in the path of a write. The backend is brought up to
+    /// date, which saves the next start a replay.
+    pub(super) fn stop(self) {
+        self.handle.stop();
+        self.handle.watch().stop();
+        for join in self.joins {
+            if join.join().is_err() {
+                tracing::warn!("a thread ended badly");
+            }
+        }
+        if self.handle.sync_backend_blocking().is_err() {
+            tracing::warn!("the backend is behind; the next start replays the log");
+        }
+    }
+}
+
+fn start_thread(
+    name: &'static str,
+    priority: Priority,
+    body: impl FnOnce() + Send + 'static,
+) -> Result<JoinHandle<()>, StartError> {
+    spawn(name, priority, body).map_err(StartError::System)
+}
+
+/// Ends the process if a thread that owns something durable has failed (B2).
+fn or_die<E: Error + 'static>(name: &str, result: Result<(), E>) {
+    let Err(error) = result else { return };
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        source = cause.source();
+    }
+    log::write(
+        log::Level::Fatal,
+        "the member cannot make writes durable and stops",
+        &[("thread", json!(name)), ("error", json!(text))],
+    );
+    process::exit(1);
+}
+
+/// Computes hashes of compactions until nobody can ask for any.
+fn run_hashes(mut hashes: Receiver<HashJob>) {
+    let mut jobs = Vec::new();
+    while hashes.drain(&mut jobs, None) != Drained::Closed {
+        for job in jobs.drain(..) {
+            if let Err(error) = job.run() {
+                tracing::warn!(%error, "failed to hash the history at a compaction");
+            }
+        }
+    }
+}
+
+fn start_watch(
+    config: &Config,
+    clock: &Clock,
+    identity: Identity,
+    view: &View,
+    term: &Arc<AtomicU64>,
+) -> (watch::thread::Handle<View>, Vec<watch::thread::Lane<View>>) {
+    let settings = hub::Settings {
+        identity,
+        fragment_bytes_max: config.max_request_bytes + REQUEST_OVERHEAD_BYTES,
+        progress_notify_interval: config.watch_progress_notify_interval,
+        queue_frames_max: QUEUE_FRAMES_MAX,
+        queue_bytes_max: QUEUE_BYTES_MAX,
+        turn_revisions_max: TURN_REVISIONS_MAX,
+    };
+    let term = Arc::clone(term);
+    let term: watch::thread::TermSource = Arc::new(move || Term(term.load(Ordering::Relaxed)));
+    let mut random = Random::from_system();
+    watch::thread::start(&settings, view, WATCH_LANES, clock, &term, &mut random)
+}
+
+fn flush_options(config: &Config) -> FlusherOptions {
+    FlusherOptions {
+        compaction_rows: config.compaction_batch_limit,
+        compaction_pause: config.compaction_sleep_interval,
+        ..FlusherOptions::default()
+    }
+}
+
+fn replica_settings(config: &Config) -> Settings {
+    Settings {
+        heartbeat: config.heartbeat_interval,
+        election_timeout: config.election_timeout(),
+        limits: Limits {
+            request_bytes_max: config.max_request_bytes,
+            request_timeout: config.request_timeout(),
+        },
+        snapshot_entries: config.snapshot_count,
+        catch_up_entries: config.snapshot_catchup_entries,
+        log_files_max: config.max_wals,
+        snap_files_max: config.max_snapshots,
+        slow_apply: config.warning_apply_duration,
+    }
+}

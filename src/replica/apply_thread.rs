@@ -1,0 +1,276 @@
+//! The apply thread: turns committed entries into state, answers and events.
+//!
+//! Decides the order of what one batch makes visible: the published view first, then the answers,
+//! then watch events and the backend's share, so that whoever got an answer finds what it says.
+//! Owns the [`Machine`]. Started by `boot`; fed by the replica thread.
+//!
+//! It also takes raft snapshots: every `snapshot_entries` applied entries it notes the position
+//! and the membership, waits (without blocking) until the backend is durable up to there, and has
+//! the log thread record it.
+
+use std::{collections::VecDeque, sync::Arc, time::Duration};
+
+use prost::Message;
+use proto::raftpb::{ConfChange, Entry, EntryType, Snapshot, SnapshotMetadata};
+
+use crate::{
+    base::queue::{Drained, Receiver, Sender},
+    lease::Lessor,
+    model::{
+        Command, LogIndex, Outcome, Request, RequestId, Term, entry_data, entry_index,
+        entry_kind, entry_term,
+    },
+    mvcc::{HashJob, View},
+    state::{self, Background, Machine},
+    storage::flusher::{FlushJob, FlusherHandle},
+    watch,
+};
+
+use super::{Input, log_thread::LogInput, shared::Shared};
+
+/// What the apply thread is asked to do, in order.
+#[derive(Debug)]
+pub(super) enum ApplyInput {
+    /// Committed entries, in log order.
+    Entries(Vec<Entry>),
+}
+
+/// How often the thread looks after background work while no entries come.
+const IDLE_LOOK: Duration = Duration::from_millis(100);
+
+/// The pause between two pieces of background work, in which entries come first.
+const BACKGROUND_PAUSE: Duration = Duration::from_millis(1);
+
+/// The body of the apply thread.
+#[derive(Debug)]
+pub struct ApplyThread {
+    pub(super) machine: Machine,
+    pub(super) shared: Arc<Shared>,
+    pub(super) inputs: Receiver<ApplyInput>,
+    pub(super) replica: Sender<Input>,
+    pub(super) log: Sender<LogInput>,
+    pub(super) flusher: FlusherHandle,
+    pub(super) watch: watch::thread::Handle<View>,
+    pub(super) lessor: Lessor,
+    pub(super) hash: Sender<HashJob>,
+    pub(super) snapshots: SnapshotPolicy,
+    pub(super) election_timeout: Duration,
+    pub(super) warning_duration: Duration,
+}
+
+/// When raft snapshots are taken, and those under way.
+#[derive(Debug)]
+pub(super) struct SnapshotPolicy {
+    /// Applied entries between two snapshots.
+    pub(super) entries: u64,
+    /// Entries kept behind a snapshot for followers that are a little late.
+    pub(super) catch_up_entries: u64,
+    /// The position of the last snapshot noted.
+    pub(super) last: LogIndex,
+    /// Noted, and waiting for the backend to be durable; oldest first.
+    pub(super) waiting: VecDeque<Snapshot>,
+}
+
+/// Answers of one batch, sent once its state is visible.
+type Answers = Vec<(RequestId, Outcome)>;
+
+impl ApplyThread {
+    /// Runs until the replica thread is gone.
+    pub fn run(mut self) {
+        let mut inputs = Vec::new();
+        loop {
+            let timeout =
+                if self.machine.has_background_work() { BACKGROUND_PAUSE } else { IDLE_LOOK };
+            if self.inputs.drain(&mut inputs, Some(timeout)) == Drained::Closed {
+                break;
+            }
+            let mut answers = Answers::new();
+            for input in inputs.drain(..) {
+                match input {
+                    ApplyInput::Entries(entries) => self.apply(entries, &mut answers),
+                }
+            }
+            self.show(answers);
+            self.look_after_snapshots();
+        }
+        // What the flusher does not get now is replayed from the log at the next start.
+    }
+
+    fn apply(&mut self, entries: Vec<Entry>, answers: &mut Answers) {
+        for entry in entries {
+            let index = entry_index(&entry);
+            let term = entry_term(&entry);
+            match entry_kind(&entry) {
+                Some(EntryType::EntryNormal) => self.apply_normal(index, term, &entry, answers),
+                Some(EntryType::EntryConfChange) => self.apply_conf_change(index, term, &entry),
+                // Written by nobody that this version can share a group with; skipped by all.
+                Some(EntryType::EntryConfChangeV2) | None => {
+                    tracing::warn!(index = index.0, "skipped a log entry of an unknown kind");
+                    self.machine.apply_empty(index, term);
+                }
+            }
+        }
+    }
+
+    fn apply_normal(&mut self, index: LogIndex, term: Term, entry: &Entry, answers: &mut Answers) {
+        let data = entry_data(entry);
+        if data.is_empty() {
+            self.machine.apply_empty(index, term);
+            self.promote_lessor(term);
+            return;
+        }
+        let started = self.shared.clock.now();
+        let command = match Command::decode(data) {
+            Ok(command) => command,
+            Err(error) => {
+                tracing::warn!(index = index.0, %error, "skipped a log entry that holds no request");
+                self.machine.apply_empty(index, term);
+                return;
+            }
+        };
+        let applied = self.machine.apply(index, term, &command, started);
+        self.note_duration(&command, &applied.outcome, started);
+        for effect in applied.effects {
+            self.perform(effect);
+        }
+        if command.id != RequestId(0) {
+            answers.push((command.id, applied.outcome));
+        }
+    }
+
+    fn apply_conf_change(&mut self, index: LogIndex, term: Term, entry: &Entry) {
+        let Ok(mut change) = ConfChange::decode(entry_data(entry)) else {
+            tracing::warn!(index = index.0, "skipped a change of membership that is not one");
+            self.machine.apply_empty(index, term);
+            return;
+        };
+        let id = RequestId(change.id.unwrap_or(0));
+        let outcome = self.machine.apply_conf_change(index, term, &change);
+        if outcome.is_err() {
+            // Raft must still count the entry, but it changes nobody.
+            change.node_id = Some(0);
+        }
+        // The caller is answered by the replica thread, so the state must be visible before; and
+        // raft must make the change before it hears that the entry is applied.
+        let applied = self.publish();
+        let input = Input::ConfChange { change: Box::new(change), id, outcome };
+        drop(self.replica.send_reserved(input));
+        self.shared.applied.set(applied);
+    }
+
+    fn promote_lessor(&self, term: Term) {
+        if self.shared.leader() == self.shared.member && self.shared.term() == term {
+            self.lessor.promote(self.shared.clock.now(), self.election_timeout);
+        }
+    }
+
+    fn perform(&self, effect: state::Effect) {
+        match effect {
+            state::Effect::Propose(request) => self.propose(request),
+        }
+    }
+
+    /// Proposes on behalf of the member itself; nobody waits for the outcome.
+    fn propose(&self, request: Request) {
+        let data = Command::new(RequestId(0), request).encode();
+        drop(self.replica.send_reserved(Input::Propose(data)));
+    }
+
+    fn note_duration(&self, command: &Command, outcome: &Outcome, started: Duration) {
+        let took = self.shared.clock.now().saturating_sub(started);
+        let name = command.request.as_ref().map_or("Unknown", Request::name);
+        super::metrics::apply_duration(name, outcome.is_ok(), took);
+        if self.warning_duration < took {
+            super::metrics::SLOW_APPLIES.inc();
+            tracing::warn!(
+                took = ?took,
+                "expected-duration" = ?self.warning_duration,
+                request = name,
+                "apply request took too long"
+            );
+        }
+    }
+
+    /// Makes the present state visible, and returns its position, which is to be shown after it.
+    fn publish(&mut self) -> LogIndex {
+        let published = Arc::new(self.machine.publish());
+        let applied = published.applied;
+        // Watchers first: one that is created by a client who has seen this state must hear of
+        // later revisions only.
+        self.watch.publish(&self.machine.take_events(), &published.kv);
+        self.shared.published.store(published);
+        applied
+    }
+
+    /// Makes the batch visible, then tells whoever waits for it (R1).
+    fn show(&mut self, answers: Answers) {
+        if self.shared.applied.get() < self.machine.applied() {
+            let applied = self.publish();
+            self.shared.applied.set(applied);
+            for (id, outcome) in answers {
+                if let Some(reply) = self.shared.pending.remove(id) {
+                    drop(reply.send(Ok(outcome)));
+                }
+            }
+            if self.shared.reads.waits_for_apply() {
+                drop(self.replica.send_reserved(Input::Applied));
+            }
+            let batch = self.machine.take_flush();
+            self.flush(FlushJob::Batch(batch));
+        }
+        self.machine.rows_flushed(self.flusher.flushed().1);
+        match self.machine.background_step() {
+            None | Some(Background::Working) => {}
+            // A hash that nobody computes counts as done: it is only kept for comparison.
+            Some(Background::Hash(job)) => drop(self.hash.try_send(job)),
+            Some(Background::Delete { revision, dead, last }) => {
+                self.flush(FlushJob::Compact { revision, dead, last });
+            }
+        }
+    }
+
+    fn flush(&self, job: FlushJob) {
+        // A flusher that is gone has failed, and stops the member by itself.
+        drop(self.flusher.submit(job));
+    }
+
+    fn look_after_snapshots(&mut self) {
+        let applied = self.machine.applied();
+        if self.snapshots.entries <= applied.0.saturating_sub(self.snapshots.last.0) {
+            self.note_snapshot(applied);
+        }
+        let durable = self.flusher.flushed().0;
+        while let Some(snapshot) = self.snapshots.waiting.front() {
+            let index = snapshot.metadata.as_ref().and_then(|metadata| metadata.index);
+            let index = LogIndex(index.expect("a noted snapshot has its position"));
+            if durable < index {
+                break;
+            }
+            let snapshot = self.snapshots.waiting.pop_front().expect("the front was just seen");
+            let release_to =
+                LogIndex(index.0.saturating_sub(self.snapshots.catch_up_entries));
+            let input = LogInput::Snapshot { snapshot: Box::new(snapshot), release_to };
+            drop(self.log.send(input));
+        }
+    }
+
+    fn note_snapshot(&mut self, applied: LogIndex) {
+        tracing::info!(
+            "local-member-id" = %self.shared.member,
+            "local-member-applied-index" = applied.0,
+            "local-member-snapshot-index" = self.snapshots.last.0,
+            "local-member-snapshot-count" = self.snapshots.entries,
+            "triggering snapshot"
+        );
+        self.snapshots.last = applied;
+        self.snapshots.waiting.push_back(Snapshot {
+            data: Some(self.machine.membership_for_older_versions()),
+            metadata: Some(SnapshotMetadata {
+                conf_state: Some(self.machine.conf_state()),
+                index: Some(applied.0),
+                term: Some(self.machine.applied_term().0),
+            }),
+        });
+    }
+}
+

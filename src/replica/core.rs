@@ -1,0 +1,403 @@
+//! The decisions of a replica: inputs in, effects out.
+//!
+//! Decides when the Raft core is asked what to do, in which order that is carried out, when the
+//! in-memory log is cut, and what happens to proposals while nobody leads. Owned by the replica
+//! thread; a script drives it in tests.
+//!
+//! ```text
+//!   Input --handle--> Raft --take_effects--> Persist, Send, Apply, ConfirmRead, Answer, Leadership
+//! ```
+//!
+//! Invariants
+//! - C1 A message that promises durability leaves only after its batch is reported as persisted.
+//! - C2 A proposal that came while nobody led is made when somebody leads, or forgotten after its
+//!   caller has been told that it timed out; never made later than that.
+//!
+//! Deliberately absent: time (a tick is an input), threads, sockets, files.
+
+use std::{collections::VecDeque, mem};
+
+use bytes::Bytes;
+use proto::raftpb::{ConfChange, Entry, Message, Snapshot, SnapshotMetadata};
+
+use crate::{
+    consensus::{Batch, BatchNumber, Raft, Ready, Role},
+    model::{LogIndex, MemberId, Outcome, RequestId, Term},
+};
+
+/// Everything that can make a replica act.
+#[derive(Debug)]
+pub enum Input {
+    /// One raft tick passed.
+    Tick,
+    /// A caller proposed this command.
+    Propose(Bytes),
+    /// A caller proposed this change of membership.
+    ProposeConfChange(Box<ConfChange>),
+    /// At least one reader waits for a linearizable point.
+    Read,
+    /// A peer's message.
+    Peer(Box<Message>),
+    /// The log thread made every batch up to this one durable.
+    Persisted(BatchNumber),
+    /// The apply thread met a change of membership and has carried it out, or refused it.
+    ConfChange {
+        /// What raft is to do: the change, or one of nobody if it was refused.
+        change: Box<ConfChange>,
+        /// Whom to answer.
+        id: RequestId,
+        /// With what.
+        outcome: Outcome,
+    },
+    /// Confirmed readers wait for an entry that has been applied meanwhile.
+    Applied,
+    /// The record of a snapshot at this position is durable.
+    SnapshotSaved(Box<SnapshotMetadata>),
+    /// Hand leadership over.
+    TransferLeader(MemberId),
+    /// Finish.
+    Stop,
+}
+
+/// Everything that a replica makes happen.
+#[derive(Debug)]
+pub enum Effect {
+    /// Write this to the log; its messages stay here until it is durable.
+    Persist(Batch),
+    /// Send these to their peers.
+    Send(Vec<Message>),
+    /// Apply these, in order.
+    Apply(Vec<Entry>),
+    /// A read round is confirmed.
+    ConfirmRead {
+        /// Which round.
+        context: u64,
+        /// Everything committed before it is at or below this.
+        index: LogIndex,
+    },
+    /// Answer the caller of a change of membership.
+    Answer {
+        /// Whom.
+        id: RequestId,
+        /// With what.
+        outcome: Outcome,
+    },
+    /// Who leads, the term, or whether reads need a round has changed.
+    Leadership(Leadership),
+}
+
+/// Who leads, and what that means for reads.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Leadership {
+    /// The present term.
+    pub term: Term,
+    /// Who leads it; 0 is nobody known.
+    pub leader: MemberId,
+    /// This member leads, is the only voter, and has committed an entry of the term.
+    pub reads_without_round: bool,
+}
+
+/// Settings of the core.
+#[derive(Clone, Copy, Debug)]
+pub struct CoreSettings {
+    /// Entries kept in memory behind the applied index for followers that are a little late.
+    pub catch_up_entries: u64,
+    /// Ticks for which a proposal waits for a leader; its caller has given up by then (C2).
+    pub park_ticks_max: u64,
+}
+
+/// How far the in-memory log may outgrow `catch_up_entries` before it is cut.
+///
+/// Source: etcd cuts its in-memory log every 100 applied entries.
+const TRUNCATE_EVERY_ENTRIES: u64 = 100;
+
+/// A replica without its surroundings.
+#[derive(Debug)]
+pub struct Core {
+    raft: Raft,
+    settings: CoreSettings,
+    effects: Vec<Effect>,
+    /// Messages of batches that are not durable yet, oldest first (C1).
+    unsent: VecDeque<(BatchNumber, Vec<Message>)>,
+    /// Proposals that came while nobody led, with the tick of their arrival.
+    parked: VecDeque<(u64, Proposal)>,
+    ticks: u64,
+    leadership: Leadership,
+    stopped: bool,
+}
+
+#[derive(Debug)]
+enum Proposal {
+    Command(Bytes),
+    ConfChange(Box<ConfChange>),
+}
+
+impl Core {
+    /// A replica that continues from where `raft` stands.
+    #[must_use]
+    pub fn new(raft: Raft, settings: CoreSettings) -> Self {
+        Self {
+            raft,
+            settings,
+            effects: Vec::new(),
+            unsent: VecDeque::new(),
+            parked: VecDeque::new(),
+            ticks: 0,
+            leadership: Leadership::default(),
+            stopped: false,
+        }
+    }
+
+    /// Whether [`Input::Stop`] has been handled.
+    #[must_use]
+    pub const fn stopped(&self) -> bool {
+        self.stopped
+    }
+
+    /// The last entry known to be committed.
+    #[must_use]
+    pub const fn committed(&self) -> LogIndex {
+        self.raft.committed_index()
+    }
+
+    /// Takes notice of what the apply thread has applied, as long as it may: what follows a change
+    /// of membership waits until raft has made that change.
+    pub fn note_applied(&mut self, index: LogIndex) {
+        let before = self.raft.applied_index();
+        assert!(before <= index, "applied moved back from {before} to {index}");
+        if before < index {
+            self.raft.applied(index);
+        }
+    }
+
+    /// Takes one input in. Its effects are taken out with [`Core::take_effects`].
+    pub fn handle(&mut self, input: Input) {
+        match input {
+            Input::Tick => self.tick(),
+            Input::Propose(data) => self.propose(Proposal::Command(data)),
+            Input::ProposeConfChange(change) => self.propose(Proposal::ConfChange(change)),
+            // The thread gives a round its context with `read`, and applied positions with
+            // `note_applied`.
+            Input::Read | Input::Applied => {}
+            Input::Peer(message) => {
+                if let Err(error) = self.raft.step(*message) {
+                    tracing::warn!(%error, "dropped a message of a peer");
+                }
+            }
+            Input::Persisted(number) => self.persisted(number),
+            Input::ConfChange { change, id, outcome } => self.change_members(&change, id, outcome),
+            Input::SnapshotSaved(metadata) => self.snapshot_saved(*metadata),
+            Input::TransferLeader(to) => self.raft.transfer_leader(to),
+            Input::Stop => self.stopped = true,
+        }
+    }
+
+    /// Starts a read round; its confirmation comes as [`Effect::ConfirmRead`].
+    pub fn read(&mut self, context: u64) {
+        self.raft.read_index(Bytes::copy_from_slice(&context.to_be_bytes()));
+    }
+
+    /// A group of one has nobody to wait for.
+    pub fn campaign_if_alone(&mut self) {
+        let idle = self.raft.leader() == MemberId(0) && self.raft.role() == Role::Follower;
+        if idle && self.is_sole_voter() {
+            self.raft.campaign();
+        }
+    }
+
+    fn is_sole_voter(&self) -> bool {
+        let members = self.raft.conf_state();
+        members.voters == [self.raft.id().0] && members.voters_outgoing.is_empty()
+    }
+
+    fn tick(&mut self) {
+        self.ticks += 1;
+        self.raft.tick();
+        let forgotten = self.ticks.saturating_sub(self.settings.park_ticks_max);
+        while self.parked.front().is_some_and(|(arrived, _)| *arrived < forgotten) {
+            self.parked.pop_front();
+        }
+        let wanted = self.truncation_point();
+        if self.raft.first_index().0 + TRUNCATE_EVERY_ENTRIES < wanted.0 {
+            self.raft.truncate_to(wanted);
+        }
+    }
+
+    fn truncation_point(&self) -> LogIndex {
+        let applied = self.raft.applied_index().0;
+        LogIndex(applied.saturating_sub(self.settings.catch_up_entries))
+    }
+
+    fn snapshot_saved(&mut self, metadata: SnapshotMetadata) {
+        self.raft.snapshot_taken(Snapshot { data: None, metadata: Some(metadata) });
+    }
+
+    fn change_members(&mut self, change: &ConfChange, id: RequestId, outcome: Outcome) {
+        if let Err(error) = self.raft.apply_conf_change(change) {
+            // The state machine lets only legal changes through; a foreign log may hold others.
+            tracing::error!(%error, "raft refused a change of membership");
+        }
+        self.effects.push(Effect::Answer { id, outcome });
+    }
+
+    fn propose(&mut self, proposal: Proposal) {
+        if self.raft.leader() == MemberId(0) {
+            self.parked.push_back((self.ticks, proposal));
+            return;
+        }
+        let proposed = match proposal {
+            Proposal::Command(data) => self.raft.propose(vec![data]),
+            Proposal::ConfChange(change) => self.raft.propose_conf_change(&change),
+        };
+        if let Err(error) = proposed {
+            // Its caller learns of it by time-out, as with a message that a leader never got.
+            tracing::debug!(%error, "a proposal was dropped");
+        }
+    }
+
+    fn persisted(&mut self, number: BatchNumber) {
+        while self.unsent.front().is_some_and(|(batch, _)| *batch <= number) {
+            let (_, messages) = self.unsent.pop_front().expect("the front was just seen");
+            self.effects.push(Effect::Send(messages));
+        }
+        self.raft.persisted(number);
+    }
+
+    /// Takes out everything that the inputs so far make happen, in order.
+    pub fn take_effects(&mut self) -> Vec<Effect> {
+        while let Some(ready) = self.raft.ready() {
+            self.absorb(ready);
+            self.note_leadership();
+        }
+        self.note_leadership();
+        mem::take(&mut self.effects)
+    }
+
+    fn absorb(&mut self, ready: Ready) {
+        if !ready.messages.is_empty() {
+            self.effects.push(Effect::Send(ready.messages));
+        }
+        if let Some(mut batch) = ready.batch {
+            let messages = mem::take(&mut batch.messages);
+            if !messages.is_empty() {
+                self.unsent.push_back((batch.number, messages));
+            }
+            self.effects.push(Effect::Persist(batch));
+        }
+        for read in ready.read_states {
+            let context = read.context.as_ref().try_into().map(u64::from_be_bytes);
+            let context = context.expect("contexts are made of eight bytes in `read`");
+            self.effects.push(Effect::ConfirmRead { context, index: read.index });
+        }
+        if !ready.committed.is_empty() {
+            self.effects.push(Effect::Apply(ready.committed));
+        }
+    }
+
+    fn note_leadership(&mut self) {
+        let term = self.raft.term();
+        let committed_in_term = self.raft.term_of(self.committed()) == Some(term);
+        let leadership = Leadership {
+            term,
+            leader: self.raft.leader(),
+            reads_without_round: self.raft.role() == Role::Leader
+                && committed_in_term
+                && self.is_sole_voter(),
+        };
+        if leadership == self.leadership {
+            return;
+        }
+        self.leadership = leadership;
+        self.effects.push(Effect::Leadership(leadership));
+        if leadership.leader != MemberId(0) {
+            for (_, proposal) in mem::take(&mut self.parked) {
+                self.propose(proposal);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proto::raftpb::{ConfState, HardState};
+
+    use super::*;
+    use crate::consensus::{Config, RaftState};
+
+    const ONE: MemberId = MemberId(1);
+
+    fn lone_voter() -> Core {
+        let conf_state = ConfState { voters: vec![ONE.0], ..ConfState::default() };
+        let hard_state = HardState::default();
+        let state = RaftState { hard_state, conf_state, ..RaftState::default() };
+        let dice = Box::new(|_| 0);
+        let raft = Raft::new(Config::new(ONE), state, dice).expect("the state is legal");
+        let settings = CoreSettings { catch_up_entries: 10, park_ticks_max: 3 };
+        Core::new(raft, settings)
+    }
+
+    /// Carries effects out until nothing happens any more; entries that were applied.
+    fn settle(core: &mut Core) -> Vec<Bytes> {
+        let mut applied = Vec::new();
+        loop {
+            let effects = core.take_effects();
+            if effects.is_empty() {
+                return applied;
+            }
+            for effect in effects {
+                match effect {
+                    Effect::Persist(batch) => core.handle(Input::Persisted(batch.number)),
+                    Effect::Apply(entries) => {
+                        for entry in entries {
+                            core.note_applied(crate::model::entry_index(&entry));
+                            applied.push(crate::model::entry_data(&entry));
+                        }
+                    }
+                    Effect::Send(messages) => assert_eq!(messages, [], "nobody to send to"),
+                    Effect::ConfirmRead { .. }
+                    | Effect::Answer { .. }
+                    | Effect::Leadership(_) => {}
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn proposal_made_before_the_election_is_applied_after_it() {
+        let mut core = lone_voter();
+        core.handle(Input::Propose("early".into()));
+        assert!(settle(&mut core).is_empty());
+        core.campaign_if_alone();
+        assert_eq!(settle(&mut core), ["", "early"]);
+    }
+
+    #[test]
+    fn parked_proposal_is_forgotten_when_its_caller_has_given_up() {
+        let mut core = lone_voter();
+        core.handle(Input::Propose("late".into()));
+        for _ in 0..5 {
+            core.handle(Input::Tick);
+        }
+        core.campaign_if_alone();
+        assert_eq!(settle(&mut core), [""]);
+    }
+
+    #[test]
+    fn nothing_is_applied_before_it_is_durable() {
+        let mut core = lone_voter();
+        core.campaign_if_alone();
+        settle(&mut core);
+        core.handle(Input::Propose("a".into()));
+        let effects = core.take_effects();
+        assert!(matches!(effects.as_slice(), [Effect::Persist(_)]), "{effects:?}");
+    }
+
+    #[test]
+    fn reads_need_no_round_once_the_lone_voter_has_committed_in_its_term() {
+        let mut core = lone_voter();
+        assert!(!core.leadership.reads_without_round);
+        core.campaign_if_alone();
+        settle(&mut core);
+        assert!(core.leadership.reads_without_round);
+    }
+}

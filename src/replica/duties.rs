@@ -1,0 +1,196 @@
+//! What a member does without being asked.
+//!
+//! Decides when the member proposes on its own behalf: publishing its name and client URLs, the
+//! cluster version, the end of expired leases, checkpoints of lease times, and auto-compaction.
+//! Runs as tasks on the administrative runtime, through [`Handle`] like any client; the state
+//! machine alone decides what becomes of a proposal. Started by `boot`.
+
+use std::{sync::Arc, time::Duration};
+
+use futures::{StreamExt, stream::FuturesUnordered};
+use proto::{
+    etcdserverpb::{LeaseCheckpointRequest, LeaseRevokeRequest},
+    membershippb::{Attributes, ClusterMemberAttrSetRequest, ClusterVersionSetRequest},
+};
+
+use crate::{
+    base::task,
+    model::{LeaseId, MemberId, Request, Unavailable},
+};
+
+use super::{Handle, Identity};
+
+mod compaction;
+pub use compaction::Compaction;
+
+/// How often the leader looks for expired leases.
+///
+/// Source: etcd `lessor.runLoop` looks every 500 ms; ours is finer because it is cheaper.
+const LEASE_LOOK: Duration = Duration::from_millis(100);
+
+/// Leases whose end may be proposed and not yet applied, so that a flood of expiries leaves room
+/// for clients.
+const REVOKES_IN_FLIGHT_MAX: usize = 1_024;
+
+/// How often the leader looks whether remaining lease times are to be replicated.
+const CHECKPOINT_LOOK: Duration = Duration::from_secs(1);
+
+/// Lease times in one checkpoint.
+const CHECKPOINT_LEASES_MAX: usize = 1_000;
+
+/// Pause before something that failed is tried again.
+const RETRY_PAUSE: Duration = Duration::from_millis(200);
+
+/// How often the leader compares versions.
+///
+/// Source: etcd `monitorVersionInterval` (raft write timeout less one second).
+const VERSION_LOOK: Duration = Duration::from_secs(4);
+
+/// Settings of the duties.
+#[derive(Clone, Debug)]
+pub struct DutySettings {
+    /// The name that the member publishes.
+    pub name: String,
+    /// The client URLs that it publishes.
+    pub client_urls: Vec<String>,
+    /// The version that a group of members like this one speaks, such as `3.7.0`.
+    pub cluster_version: String,
+    /// Whether lease times are checkpointed.
+    pub lease_checkpoints: bool,
+    /// When history is dropped by itself.
+    pub compaction: Option<Compaction>,
+}
+
+/// The duties of one member.
+#[derive(Clone, Debug)]
+pub struct Duties {
+    handle: Handle,
+    settings: Arc<DutySettings>,
+}
+
+impl Duties {
+    /// The duties of the member behind `handle`.
+    #[must_use]
+    pub fn new(handle: Handle, settings: DutySettings) -> Self {
+        Self { handle, settings: Arc::new(settings) }
+    }
+
+    /// Tells the cluster the member's name and client URLs. Returns when the cluster knows; only
+    /// then is the member ready for clients.
+    ///
+    /// # Errors
+    /// - [`Unavailable::Stopped`] if the member stops first. Everything else is tried again.
+    pub async fn publish(&self) -> Result<(), Unavailable> {
+        let attributes = Attributes {
+            name: self.settings.name.clone(),
+            client_urls: self.settings.client_urls.clone(),
+        };
+        let request = Request::ClusterMemberAttrSet(ClusterMemberAttrSetRequest {
+            member_id: self.handle.status().member.0,
+            member_attributes: Some(attributes),
+        });
+        loop {
+            match self.handle.propose(Identity::default(), request.clone()).await {
+                Ok(_) => break,
+                Err(Unavailable::Stopped) => return Err(Unavailable::Stopped),
+                Err(error) => {
+                    tracing::warn!(?error, "failed to publish local member to cluster through raft");
+                    tokio::time::sleep(RETRY_PAUSE).await;
+                }
+            }
+        }
+        tracing::info!(
+            "local-member-id" = %self.handle.status().member,
+            name = self.settings.name,
+            "published local member to cluster through raft"
+        );
+        Ok(())
+    }
+
+    /// Starts everything that goes on for as long as the member runs.
+    pub fn start(self) {
+        task::spawn(self.clone().keep_versions());
+        task::spawn(self.clone().expire_leases());
+        if self.settings.lease_checkpoints {
+            task::spawn(self.clone().checkpoint_leases());
+        }
+        if let Some(compaction) = self.settings.compaction.clone() {
+            task::spawn(compaction.run(self.handle));
+        }
+    }
+
+    fn leads(&self) -> bool {
+        let status = self.handle.status();
+        status.leader == status.member && status.leader != MemberId(0)
+    }
+
+    async fn keep_versions(self) {
+        while !self.handle.stopping() {
+            let unknown = self.handle.published().cluster_version().is_none();
+            if unknown && self.leads() {
+                let ver = self.settings.cluster_version.clone();
+                let request = Request::ClusterVersionSet(ClusterVersionSetRequest { ver });
+                if let Err(error) = self.handle.propose(Identity::default(), request).await {
+                    tracing::warn!(?error, "failed to set the cluster version");
+                    tokio::time::sleep(RETRY_PAUSE).await;
+                }
+            } else {
+                let pause = if unknown { RETRY_PAUSE } else { VERSION_LOOK };
+                tokio::time::sleep(pause).await;
+            }
+        }
+    }
+
+    async fn expire_leases(self) {
+        while !self.handle.stopping() {
+            tokio::time::sleep(LEASE_LOOK).await;
+            if self.leads() {
+                self.revoke_expired().await;
+            }
+        }
+    }
+
+    /// Ends every lease that is due, many at a time.
+    async fn revoke_expired(&self) {
+        let mut revokes = FuturesUnordered::new();
+        loop {
+            let room = REVOKES_IN_FLIGHT_MAX - revokes.len();
+            let now = self.handle.clock().now();
+            for lease in self.handle.lessor().expired(now, room) {
+                revokes.push(self.revoke(lease));
+            }
+            if revokes.next().await.is_none() {
+                return;
+            }
+        }
+    }
+
+    /// An expired lease that is still there after a while is offered again by the lessor, so a
+    /// failed proposal needs no more than a line in the log.
+    async fn revoke(&self, lease: LeaseId) {
+        super::metrics::LEASES_EXPIRED.inc();
+        let request = Request::LeaseRevoke(LeaseRevokeRequest { id: lease.0 });
+        if let Err(error) = self.handle.propose(Identity::default(), request).await {
+            tracing::warn!("lease-id" = %lease, ?error, "failed to revoke lease");
+        }
+    }
+
+    async fn checkpoint_leases(self) {
+        while !self.handle.stopping() {
+            tokio::time::sleep(CHECKPOINT_LOOK).await;
+            let now = self.handle.clock().now();
+            loop {
+                let lessor = self.handle.lessor();
+                let checkpoints = lessor.due_checkpoints(now, CHECKPOINT_LEASES_MAX);
+                if checkpoints.is_empty() {
+                    break;
+                }
+                let request = Request::LeaseCheckpoint(LeaseCheckpointRequest { checkpoints });
+                if let Err(error) = self.handle.propose(Identity::default(), request).await {
+                    tracing::warn!(?error, "failed to checkpoint leases");
+                    break;
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,218 @@
+//! The replica thread: drives [`Core`] and carries its effects out.
+//!
+//! Decides nothing but the order of hand-overs: what the disk needs goes out before what the
+//! state machine needs, so that the log thread works while the rest is handed over. Owns the core;
+//! started by `boot`.
+
+use std::{
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
+
+use proto::raftpb::Message;
+
+use crate::{
+    base::queue::{Drained, Receiver, Sender},
+    lease::Lessor,
+    model::{MemberId, Unavailable},
+};
+
+use super::{
+    Core, Effect, Input,
+    apply_thread::ApplyInput,
+    core::Leadership,
+    log_thread::LogInput,
+    shared::Shared,
+};
+
+/// How long a read round may take before it is asked for again.
+///
+/// Source: etcd `readIndexRetryTime`.
+const READ_RETRY: Duration = Duration::from_millis(500);
+
+/// The body of the replica thread.
+#[derive(Debug)]
+pub struct ReplicaThread {
+    pub(super) core: Core,
+    pub(super) shared: Arc<Shared>,
+    pub(super) inputs: Receiver<Input>,
+    pub(super) log: Sender<LogInput>,
+    pub(super) apply: Sender<ApplyInput>,
+    pub(super) lessor: Lessor,
+    pub(super) tick: Duration,
+    pub(super) request_timeout: Duration,
+    pub(super) election_timeout: Duration,
+    pub(super) rounds: Rounds,
+}
+
+/// The read rounds of this thread.
+#[derive(Debug, Default)]
+pub(super) struct Rounds {
+    /// The context of the last round; never used twice.
+    context: u64,
+    /// When it was sent, while it is unconfirmed.
+    sent: Option<Duration>,
+}
+
+impl ReplicaThread {
+    /// Runs until it is told to stop, or a thread that it hands work to is gone.
+    pub fn run(mut self) {
+        let mut inputs = Vec::new();
+        let mut next_tick = self.shared.clock.now() + self.tick;
+        self.core.campaign_if_alone();
+        self.carry_out();
+        while !self.core.stopped() {
+            let now = self.shared.clock.now();
+            let timeout = next_tick.saturating_sub(now);
+            // Read before the queue: a change of membership is queued before its entry shows as
+            // applied, so raft makes the change before it is told so.
+            let applied = self.shared.applied.get();
+            if self.inputs.drain(&mut inputs, Some(timeout)) == Drained::Closed {
+                break;
+            }
+            for input in inputs.drain(..) {
+                self.take_in(input);
+            }
+            self.core.note_applied(applied);
+            self.core.campaign_if_alone();
+            let now = self.shared.clock.now();
+            // A thread that was held up owes no more than one tick: raft's time may stretch, but
+            // a burst of ticks would start elections that nobody needs.
+            if next_tick <= now {
+                self.core.handle(Input::Tick);
+                self.expire(now);
+                next_tick = now + self.tick;
+            }
+            self.start_round(now);
+            self.carry_out();
+        }
+        self.shared.reads.fail_unconfirmed(&Unavailable::Stopped);
+        for (_, reply) in self.shared.pending.remove_older(Duration::MAX) {
+            drop(reply.send(Err(Unavailable::Stopped)));
+        }
+    }
+
+    fn take_in(&mut self, input: Input) {
+        if matches!(input, Input::Applied) {
+            self.shared.reads.answer_applied(self.shared.applied.get());
+        }
+        self.core.handle(input);
+    }
+
+    /// Starts a round for the readers that wait, one at a time, so that each round serves all
+    /// that arrived during the one before it.
+    fn start_round(&mut self, now: Duration) {
+        let overdue = self.rounds.sent.is_some_and(|sent| sent + READ_RETRY <= now);
+        if overdue {
+            tracing::warn!(
+                "sent-request-id" = self.rounds.context,
+                "waiting for ReadIndex response took too long, retrying"
+            );
+            self.shared.reads.retry_unconfirmed();
+            self.rounds.sent = None;
+        }
+        if self.rounds.sent.is_none() && self.shared.reads.start(self.rounds.context + 1) {
+            self.rounds.context += 1;
+            self.rounds.sent = Some(now);
+            self.core.read(self.rounds.context);
+        }
+    }
+
+    /// Ends what has waited too long.
+    fn expire(&mut self, now: Duration) {
+        let Some(started_before) = now.checked_sub(self.request_timeout) else { return };
+        self.shared.reads.fail_older(started_before, &Unavailable::Timeout);
+        for (since, reply) in self.shared.pending.remove_older(started_before) {
+            drop(reply.send(Err(self.timeout_reason(since))));
+        }
+    }
+
+    /// Source: etcd `parseProposeCtxErr`: a request that started shortly before the present
+    /// leader was elected probably fell victim to the loss of the one before.
+    fn timeout_reason(&self, since: Duration) -> Unavailable {
+        let elected = Duration::from_millis(self.shared.leader_since_ms.load(Ordering::Acquire));
+        let lost = elected.saturating_sub(2 * self.election_timeout);
+        if lost <= since && since <= elected {
+            Unavailable::TimeoutLeaderLost
+        } else {
+            Unavailable::Timeout
+        }
+    }
+
+    fn carry_out(&mut self) {
+        let effects = self.core.take_effects();
+        self.shared.committed.set(self.core.committed().max(self.shared.committed.get()));
+        for effect in effects {
+            self.perform(effect);
+        }
+    }
+
+    fn perform(&mut self, effect: Effect) {
+        match effect {
+            Effect::Persist(batch) => self.hand_over_log(LogInput::Append(batch)),
+            Effect::Apply(entries) => {
+                if self.apply.send(ApplyInput::Entries(entries)).is_err() {
+                    self.core.handle(Input::Stop);
+                }
+            }
+            Effect::Send(messages) => Self::send(messages),
+            Effect::ConfirmRead { context, index } => {
+                if context == self.rounds.context {
+                    self.rounds.sent = None;
+                }
+                self.shared.reads.confirm(context, index);
+                self.shared.reads.answer_applied(self.shared.applied.get());
+            }
+            Effect::Answer { id, outcome } => {
+                if let Some(reply) = self.shared.pending.remove(id) {
+                    drop(reply.send(Ok(outcome)));
+                }
+            }
+            Effect::Leadership(leadership) => self.show(leadership),
+        }
+    }
+
+    fn hand_over_log(&mut self, input: LogInput) {
+        if self.log.send(input).is_err() {
+            // The log thread ends only on a failed disk, and reports it itself.
+            self.core.handle(Input::Stop);
+        }
+    }
+
+    fn send(messages: Vec<Message>) {
+        assert!(
+            messages.is_empty(),
+            "a group of one has nobody to send {} messages to",
+            messages.len()
+        );
+    }
+
+    fn show(&self, leadership: Leadership) {
+        let shared = &self.shared;
+        let Leadership { term, leader, reads_without_round } = leadership;
+        shared.reads_without_round.store(reads_without_round, Ordering::Release);
+        shared.term.store(term.0, Ordering::Release);
+        let before = MemberId(shared.leader.swap(leader.0, Ordering::AcqRel));
+        if before == leader {
+            return;
+        }
+        super::metrics::HAS_LEADER.set(i64::from(leader != MemberId(0)));
+        super::metrics::IS_LEADER.set(i64::from(leader == shared.member));
+        if leader != MemberId(0) {
+            let now = u64::try_from(shared.clock.now().as_millis()).unwrap_or(u64::MAX);
+            shared.leader_since_ms.store(now, Ordering::Release);
+            super::metrics::LEADER_CHANGES.inc();
+        }
+        if before == shared.member {
+            self.lessor.demote();
+        }
+        if before != MemberId(0) {
+            shared.reads.fail_unconfirmed(&Unavailable::LeaderChanged);
+        }
+        tracing::info!(
+            "local-member-id" = %shared.member, term = term.0,
+            "previous-leader" = %before, "current-leader" = %leader,
+            "raft.node: leader changed"
+        );
+    }
+}
