@@ -36,11 +36,16 @@ pub(super) async fn run<M: Member>(edge: Arc<Edge<M>>, outbox: Outbox) -> Result
         "sending database snapshot to client"
     );
     let started = edge.clock.now();
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "the backend blocks for as long as the client takes, and there are as many such \
+                  threads as backups"
+    )]
     let sent = tokio::task::spawn_blocking({
         let version = version.clone();
         move || send(backup, &version, &outbox)
     });
-    sent.await.map_err(|_| Failure::from(Refusal::BackendFailed))??;
+    sent.await.map_err(|_panicked| Failure::from(Refusal::BackendFailed))??;
     info!(
         "total-bytes" = total_bytes,
         took = ?edge.clock.now().saturating_sub(started),

@@ -83,7 +83,7 @@ impl Outbox {
     /// - [`Gone`] if nobody will read it.
     pub async fn send(&self, reply: Reply) -> Result<(), Gone> {
         let message = self.count(reply);
-        self.sender.send(Ok(message)).await.map_err(|_| Gone)
+        self.sender.send(Ok(message)).await.map_err(|_unsent| Gone)
     }
 
     /// As [`Outbox::send`], from a thread that may block.
@@ -92,7 +92,7 @@ impl Outbox {
     /// - [`Gone`] if nobody will read it.
     pub fn send_blocking(&self, reply: Reply) -> Result<(), Gone> {
         let message = self.count(reply);
-        self.sender.blocking_send(Ok(message)).map_err(|_| Gone)
+        self.sender.blocking_send(Ok(message)).map_err(|_unsent| Gone)
     }
 
     fn count(&self, reply: Reply) -> Bytes {

@@ -297,33 +297,39 @@ where
         return refused_stream(&edge, rpc, refusal.into());
     }
     let run = Streaming { edge: Arc::clone(&edge), rpc, headers };
-    if rpc.kind() == Kind::Bidirectional {
-        return match rpc {
-            Rpc::LeaseKeepAlive => run.start(|outbox| lease::keep_alive(edge, messages, outbox)),
-            Rpc::Watch => {
-                let call = Call::start(&edge, rpc);
-                response(watch::begin(&edge, headers, messages, call))
-            }
-            _ => refused_stream(&edge, rpc, Failure::from(Refusal::ElectionUnsupported)),
-        };
+    if rpc == Rpc::Watch {
+        let call = Call::start(&edge, rpc);
+        return response(watch::begin(&edge, headers, messages, call));
     }
-    let bytes = match messages.only().await {
-        Ok(bytes) => bytes,
-        Err(failure) => return refused_stream(&edge, rpc, failure),
+    if rpc == Rpc::LeaseKeepAlive {
+        return run.start(|edge, outbox| lease::keep_alive(edge, messages, outbox));
+    }
+    let begun = match messages.only().await {
+        Ok(bytes) => server_stream(run, bytes),
+        Err(failure) => Err(failure),
     };
+    begun.unwrap_or_else(|failure| refused_stream(&edge, rpc, failure))
+}
+
+/// Starts a call with one question and many answers.
+fn server_stream<M: Member>(
+    run: Streaming<'_, M>,
+    bytes: Bytes,
+) -> Result<Response<Body>, Failure> {
+    let rpc = run.rpc;
     metrics::of(rpc).receive();
-    let started = match rpc {
-        Rpc::RangeStream => decode(bytes).and_then(|request| {
-            validate::range_stream(&request)?;
-            Ok(run.start(|outbox| range_stream::run(edge, request, outbox)))
-        }),
-        Rpc::Snapshot => Ok(run.start(|outbox| backup::run(edge, outbox))),
-        Rpc::HealthWatch => decode(bytes).map(|request: HealthCheckRequest| {
-            run.start(|outbox| health::watch(edge, request, outbox))
-        }),
-        _ => Err(Refusal::ElectionUnsupported.into()),
-    };
-    started.unwrap_or_else(|failure| failed(&failure))
+    if rpc == Rpc::RangeStream {
+        let request = decode(bytes)?;
+        validate::range_stream(&request)?;
+        Ok(run.start(|edge, outbox| range_stream::run(edge, request, outbox)))
+    } else if rpc == Rpc::Snapshot {
+        Ok(run.start(backup::run))
+    } else if rpc == Rpc::HealthWatch {
+        let request: HealthCheckRequest = decode(bytes)?;
+        Ok(run.start(|edge, outbox| health::watch(edge, request, outbox)))
+    } else {
+        Err(Refusal::ElectionUnsupported.into())
+    }
 }
 
 /// What the task of a stream needs to begin and to end.
@@ -337,12 +343,12 @@ impl<M: Member> Streaming<'_, M> {
     /// Starts the task that fills the stream.
     fn start<F, Run>(self, run: F) -> Response<Body>
     where
-        F: FnOnce(Outbox) -> Run,
+        F: FnOnce(Arc<Edge<M>>, Outbox) -> Run,
         Run: Future<Output = Result<(), Failure>> + Send + 'static,
     {
         let Self { edge, rpc, headers } = self;
         let (outbox, body) = stream(rpc);
-        let filled = run(outbox.clone());
+        let filled = run(Arc::clone(&edge), outbox.clone());
         let requires_leader = caller::requires_leader(headers);
         let limit = timeout(headers);
         task::spawn(async move {

@@ -104,6 +104,7 @@ impl Fake {
 
 impl Inner {
     fn apply(&mut self, request: &Request) -> Outcome {
+        #[expect(clippy::wildcard_enum_match_arm, reason = "it can do little")]
         match request {
             Request::Put(put) => {
                 self.state.revision = self.state.revision.next();

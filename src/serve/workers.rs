@@ -214,11 +214,15 @@ impl<M: Member> Body<M> {
     async fn drain(&self) {
         let grace = *self.grace.borrow();
         let load = &self.load;
-        let idle = |count: &AtomicUsize| count.load(Ordering::Acquire) == 0;
+        let none = |count: &AtomicUsize| count.load(Ordering::Acquire) == 0;
         let lingering = tokio::time::sleep(STREAM_LINGER.min(grace));
         let ended = async {
             let mut lingering = std::pin::pin!(lingering);
-            while !idle(&load.connections) && !(lingering.is_elapsed() && idle(&load.requests)) {
+            loop {
+                let answered = lingering.is_elapsed() && none(&load.requests);
+                if answered || none(&load.connections) {
+                    return;
+                }
                 tokio::select! {
                     () = lingering.as_mut(), if !lingering.is_elapsed() => {}
                     () = tokio::time::sleep(DRAIN_LOOK) => {}
