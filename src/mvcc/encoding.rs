@@ -6,16 +6,55 @@
 use bytes::{Bytes, BytesMut};
 use prost::{
     Message,
-    encoding::{DecodeContext, WireType, decode_key, decode_varint, skip_field},
+    encoding::{
+        DecodeContext, WireType, decode_key, decode_varint, encode_key, encode_varint,
+        encoded_len_varint, skip_field,
+    },
 };
 use proto::mvccpb::KeyValue;
 
-use super::{rows::Damage, version::KeyVersion};
+use super::{keys::KeyRef, rows::Damage, version::KeyVersion};
 use crate::model::{LeaseId, Revision, RowRevision};
+
+/// Rows of an answer are copied into blocks of this many bytes, not into an allocation each.
+const BLOCK_BYTES: usize = 64 * 1024;
+
+/// Room for the rows of an answer.
+#[derive(Debug)]
+pub(super) struct Block {
+    buffer: BytesMut,
+    rows_left: usize,
+}
+
+impl Block {
+    /// Room for about `rows` rows, which are assumed to be of similar length.
+    pub(super) const fn new(rows: usize) -> Self {
+        Self { buffer: BytesMut::new(), rows_left: rows }
+    }
+
+    /// A row of `bytes` bytes, written by `write`.
+    pub(super) fn row(&mut self, bytes: usize, write: impl FnOnce(&mut BytesMut)) -> Bytes {
+        if self.buffer.capacity() < bytes {
+            let all_left = bytes.saturating_mul(self.rows_left.max(1));
+            self.buffer = BytesMut::with_capacity(all_left.min(BLOCK_BYTES).max(bytes));
+        }
+        self.rows_left = self.rows_left.saturating_sub(1);
+        write(&mut self.buffer);
+        assert!(self.buffer.len() == bytes, "{} bytes written, not {bytes}", self.buffer.len());
+        self.buffer.split().freeze()
+    }
+}
 
 /// The row of a put.
 pub(super) fn put_row(key: Bytes, value: Bytes, lease: LeaseId, version: &KeyVersion) -> Bytes {
-    encode(&KeyValue { value, lease: lease.0, ..keys_only(key, version) })
+    encode(&KeyValue {
+        key,
+        create_revision: version.create.0,
+        mod_revision: version.modified.main.0,
+        version: version.version,
+        value,
+        lease: lease.0,
+    })
 }
 
 /// The row of a deletion: only the key.
@@ -28,9 +67,30 @@ pub(super) fn delete_event(key: Bytes, main: Revision) -> Bytes {
     encode(&KeyValue { key, mod_revision: main.0, ..KeyValue::default() })
 }
 
-/// An answer without the value, and without the lease, which only the row knows.
-pub(super) fn keys_only_row(key: Bytes, version: &KeyVersion) -> Bytes {
-    encode(&keys_only(key, version))
+/// The bytes of an answer without the value, and without the lease, which only the row knows.
+pub(super) fn keys_only_len(key: KeyRef<'_>, version: &KeyVersion) -> usize {
+    let numbers = numbers(version).map(|(_, number)| 1 + encoded_len_varint(number));
+    1 + encoded_len_varint(key.len() as u64) + key.len() + numbers.iter().sum::<usize>()
+}
+
+/// Writes an answer without the value, and without the lease, which only the row knows.
+pub(super) fn put_keys_only(out: &mut BytesMut, key: KeyRef<'_>, version: &KeyVersion) {
+    encode_key(1, WireType::LengthDelimited, out);
+    encode_varint(key.len() as u64, out);
+    key.parts().into_iter().for_each(|part| out.extend_from_slice(part));
+    for (tag, number) in numbers(version) {
+        encode_key(tag, WireType::Varint, out);
+        encode_varint(number, out);
+    }
+}
+
+/// The numbers of a version by field. None is zero: a live key was created, modified, written.
+const fn numbers(version: &KeyVersion) -> [(u32, u64); 3] {
+    [
+        (2, version.create.0.cast_unsigned()),
+        (3, version.modified.main.0.cast_unsigned()),
+        (4, version.version.cast_unsigned()),
+    ]
 }
 
 /// An answer without the value but with the lease.
@@ -102,17 +162,6 @@ pub(super) fn key_within(row: &Bytes, key: &[u8]) -> Bytes {
     let found = row.slice(start..start + key.len());
     debug_assert!(found == key, "the key is the first field");
     found
-}
-
-fn keys_only(key: Bytes, version: &KeyVersion) -> KeyValue {
-    KeyValue {
-        key,
-        create_revision: version.create.0,
-        mod_revision: version.modified.main.0,
-        version: version.version,
-        value: Bytes::new(),
-        lease: 0,
-    }
 }
 
 fn encode(row: &KeyValue) -> Bytes {

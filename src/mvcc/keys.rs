@@ -33,7 +33,12 @@ impl KeyRef<'_> {
         key.freeze()
     }
 
-    const fn len(&self) -> usize {
+    /// The two parts of the key.
+    pub(super) const fn parts(&self) -> [&[u8]; 2] {
+        [self.prefix, self.suffix]
+    }
+
+    pub(super) const fn len(&self) -> usize {
         self.prefix.len() + self.suffix.len()
     }
 }

@@ -14,7 +14,8 @@ use bytes::Bytes;
 use proto::{etcdserverpb::RangeRequest, etcdserverpb::range_request, mvccpb::KeyValue};
 
 use super::{
-    encoding, metrics,
+    encoding::{self, Block},
+    metrics,
     version::KeyVersion,
     view::{ReadError, View},
 };
@@ -173,11 +174,12 @@ impl Filters {
     }
 }
 
-/// A selected key.
+/// A selected key. Keys come in key order, so nothing here needs the key itself.
 #[derive(Clone, Debug)]
-pub(super) struct Selected {
-    pub(super) key: Bytes,
-    pub(super) version: KeyVersion,
+struct Selected {
+    version: KeyVersion,
+    /// The answer without the value, if that was asked for.
+    row: Option<Bytes>,
 }
 
 impl View {
@@ -222,12 +224,19 @@ impl View {
     /// enough to go on with.
     fn select(&self, options: &RangeOptions, at: Revision) -> Vec<Selected> {
         let enough = match options.limit() {
+            _ if matches!(options.range, KeyRange::Single(_)) => 1,
             Some(limit) if options.limits_early() => limit.saturating_add(1),
             _ => usize::MAX,
         };
         let mut selected = Vec::new();
+        let mut block = Block::new(enough.min(self.index.live()));
+        let keys = options.content == Content::Keys && options.sort_by != SortBy::Value;
         self.index.visit(&options.range, at, |key, version| {
-            selected.push(Selected { key: key.to_bytes(), version });
+            let row = keys.then(|| {
+                let bytes = encoding::keys_only_len(key, &version);
+                block.row(bytes, |out| encoding::put_keys_only(out, key, &version))
+            });
+            selected.push(Selected { version, row });
             if selected.len() < enough { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
         });
         selected
@@ -236,10 +245,7 @@ impl View {
     fn rows_of(&self, content: Content, selected: Vec<Selected>) -> Result<Vec<Bytes>, ReadError> {
         match content {
             Content::Count => Ok(Vec::new()),
-            Content::Keys => Ok(selected
-                .into_iter()
-                .map(|key| encoding::keys_only_row(key.key, &key.version))
-                .collect()),
+            Content::Keys => Ok(selected.into_iter().filter_map(|key| key.row).collect()),
             Content::Rows => {
                 let wanted: Vec<_> = selected.iter().map(|key| key.version.modified).collect();
                 self.rows(&wanted)
@@ -277,16 +283,18 @@ fn cut<T>(selected: &mut Vec<T>, options: &RangeOptions) -> bool {
     more
 }
 
+/// Orders keys, which are in key order, by what the index knows of them.
 fn sort_by_number(options: &RangeOptions, selected: &mut [Selected]) {
-    let compare = |left: &Selected, right: &Selected| match options.sort_by {
-        SortBy::Key | SortBy::Value => left.key.cmp(&right.key),
-        SortBy::Version => left.version.version.cmp(&right.version.version),
-        SortBy::Create => left.version.create.cmp(&right.version.create),
-        SortBy::Modified => left.version.modified.main.cmp(&right.version.modified.main),
+    let number = |selected: &Selected| match options.sort_by {
+        SortBy::Key | SortBy::Value => 0,
+        SortBy::Version => selected.version.version,
+        SortBy::Create => selected.version.create.0,
+        SortBy::Modified => selected.version.modified.main.0,
     };
-    // Selected keys are in key order already.
-    if options.sort_by != SortBy::Key || options.order == Order::Descend {
-        sort(options.order, selected, compare);
+    match (options.sort_by, options.order) {
+        (SortBy::Key, Order::None | Order::Ascend) => {}
+        (SortBy::Key, Order::Descend) => selected.reverse(),
+        _ => sort(options.order, selected, |left, right| number(left).cmp(&number(right))),
     }
 }
 

@@ -10,18 +10,16 @@
 
 use std::{fmt, ops::ControlFlow, sync::Arc};
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 
 use super::{
+    encoding::Block,
     hash::Hashes,
     index::KeyIndex,
     rows::{Damage, RingView, RowSource, StoredCompactions, StoredRow},
     version::KeyVersion,
 };
 use crate::model::{KeyRange, Rejection, Revision, RowRevision};
-
-/// Rows are copied out of the backend into blocks of this many bytes, not one allocation each.
-const BLOCK_BYTES: usize = 64 * 1024;
 
 /// Why a read was not answered.
 #[derive(Clone, Debug)]
@@ -187,13 +185,10 @@ impl View {
         // The order of the backend, so that its pages are visited once.
         stored.sort_unstable();
         let revisions: Vec<_> = stored.iter().map(|(at, _)| *at).collect();
-        let mut block = BytesMut::new();
+        let mut block = Block::new(stored.len());
         let compactions = self.source.fetch(&revisions, &mut |found, row| {
-            if block.capacity() - block.len() < row.value.len() {
-                block = BytesMut::with_capacity(BLOCK_BYTES.max(row.value.len()));
-            }
-            block.extend_from_slice(row.value);
-            rows[stored[found].1] = Some(block.split().freeze());
+            let copy = block.row(row.value.len(), |out| out.extend_from_slice(row.value));
+            rows[stored[found].1] = Some(copy);
         })?;
         Ok(compactions)
     }
