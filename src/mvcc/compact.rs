@@ -23,14 +23,7 @@ use std::{
 use bytes::Bytes;
 
 use super::{hash::HashJob, index::KeyIndex, metrics};
-use crate::{
-    model::{Revision, RowRevision},
-    storage::{
-        TableWrite,
-        keys::etcd_revision,
-        tables::{SCHEDULED_COMPACT_REVISION, Table},
-    },
-};
+use crate::model::{Revision, RowRevision};
 
 /// Dead rows that wait for the hash to end; the index rests when there are more.
 const DEAD_ROWS_MAX: usize = 256 * 1024;
@@ -45,20 +38,6 @@ pub struct Compaction {
     pub revision: Revision,
     /// The revision of the one before; -1 if there was none.
     pub previous: Revision,
-}
-
-impl Compaction {
-    /// The record that makes an interrupted compaction go on after a restart. It belongs into the
-    /// batch that stores the entry which asked for the compaction.
-    #[must_use]
-    pub fn record(&self) -> TableWrite {
-        let revision = etcd_revision(RowRevision { main: self.revision, sub: 0 });
-        TableWrite {
-            table: Table::Meta,
-            key: Bytes::from_static(SCHEDULED_COMPACT_REVISION),
-            value: Some(Bytes::copy_from_slice(&revision)),
-        }
-    }
 }
 
 /// What a step of a compaction came to.

@@ -28,7 +28,7 @@ pub(super) struct Block {
 
 impl Block {
     /// Room for about `rows` rows, which are assumed to be of similar length.
-    pub(super) const fn new(rows: usize) -> Self {
+    pub(super) fn new(rows: usize) -> Self {
         Self { buffer: BytesMut::new(), rows_left: rows }
     }
 
