@@ -83,8 +83,8 @@ pub(super) enum Step {
 /// [`ConfChangeError::UnknownKind`].
 pub(super) fn step_of(change: &ConfChangeV2) -> Result<Step, ConfChangeError> {
     let wire = change.transition.unwrap_or(0);
-    let transition =
-        ConfChangeTransition::try_from(wire).map_err(|_| ConfChangeError::UnknownKind(wire))?;
+    let transition = ConfChangeTransition::try_from(wire)
+        .map_err(|_unknown| ConfChangeError::UnknownKind(wire))?;
     Ok(match transition {
         ConfChangeTransition::Auto => match change.changes.len() {
             0 => Step::LeaveJoint,
@@ -245,7 +245,9 @@ impl Members {
                 continue;
             }
             let wire = change.r#type.unwrap_or(0);
-            match ConfChangeType::try_from(wire).map_err(|_| ConfChangeError::UnknownKind(wire))? {
+            match ConfChangeType::try_from(wire)
+                .map_err(|_unknown| ConfChangeError::UnknownKind(wire))?
+            {
                 ConfChangeType::ConfChangeAddNode => self.make_voter(id, last),
                 ConfChangeType::ConfChangeAddLearnerNode => self.make_learner(id, last),
                 ConfChangeType::ConfChangeRemoveNode => self.remove(id),

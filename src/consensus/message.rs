@@ -220,7 +220,8 @@ impl std::error::Error for StepError {
 /// [`StepError::ForeignKind`] and [`StepError::Malformed`].
 pub(super) fn receive(message: Message) -> Result<Received, StepError> {
     let wire_kind = message.r#type.unwrap_or(0);
-    let kind = MessageType::try_from(wire_kind).map_err(|_| StepError::ForeignKind(wire_kind))?;
+    let kind =
+        MessageType::try_from(wire_kind).map_err(|_other| StepError::ForeignKind(wire_kind))?;
     let from = MemberId(message.from.unwrap_or(0));
     let term = Term(message.term.unwrap_or(0));
     let body = match kind {
@@ -360,7 +361,7 @@ fn vote_answer(kind: VoteKind, message: &Message) -> Body {
 
 fn read_context(entries: Vec<Entry>) -> Result<Bytes, StepError> {
     let [entry] = <[Entry; 1]>::try_from(entries)
-        .map_err(|_| StepError::Malformed("a read with more or less than one context"))?;
+        .map_err(|_other| StepError::Malformed("a read with more or less than one context"))?;
     Ok(entry.data.unwrap_or_default())
 }
 

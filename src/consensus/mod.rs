@@ -68,6 +68,7 @@ mod read_index;
 mod reads;
 mod ready;
 mod replication;
+mod status;
 
 #[cfg(test)]
 mod tests;

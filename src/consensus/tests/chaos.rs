@@ -9,7 +9,7 @@ use proto::raftpb::{
     ConfChange, ConfChangeSingle, ConfChangeTransition, ConfChangeType, ConfChangeV2,
 };
 
-use super::{cluster::Cluster, variable};
+use super::cluster::Cluster;
 use crate::{
     consensus::{ApplyWhen, CommitWrites, Config, SnapshotReport},
     model::MemberId,
@@ -27,7 +27,7 @@ struct Weather {
 }
 
 fn run(name: &str, config: fn(MemberId) -> Config, weather: Weather) {
-    let number = |name| variable(name).map(|text| text.parse::<u64>().unwrap());
+    let number = |name| std::env::var(name).ok().map(|text| text.parse::<u64>().unwrap());
     let seeds = match number("OXETCD_SEED") {
         Some(seed) => seed..seed + 1,
         None => 0..number("OXETCD_SEEDS").unwrap_or(SEEDS),
@@ -156,7 +156,7 @@ fn settle(cluster: &mut Cluster) {
             }
         }
         for message in std::mem::take(&mut cluster.network) {
-            let sent = message.snapshot.is_some().then(|| (message.from, message.to));
+            let sent = message.snapshot.is_some().then_some((message.from, message.to));
             cluster.receive(message);
             if let Some((from, to)) = sent {
                 report_snapshot(cluster, from.unwrap(), to.unwrap(), SnapshotReport::Sent);

@@ -23,7 +23,6 @@ use proto::raftpb::{
     Entry, EntryType, HardState, Message, MessageType, Snapshot, SnapshotMetadata,
 };
 
-use super::variable;
 use crate::{
     consensus::{ApplyWhen, CommitWrites, Config, ProposeError, Raft, RaftState, Ready, StepError},
     model::{LogIndex, MemberId, entry_data, entry_index, entry_kind, entry_term},
@@ -86,10 +85,10 @@ fn etcd_s_interaction_scripts_print_the_same() {
 }
 
 fn module() -> Option<PathBuf> {
-    let home = || Some(PathBuf::from(variable("HOME")?).join("go/pkg/mod"));
+    let home = || Some(PathBuf::from(std::env::var("HOME").ok()?).join("go/pkg/mod"));
     let caches = [
-        variable("GOMODCACHE").map(PathBuf::from),
-        variable("GOPATH").map(|path| PathBuf::from(path).join("pkg/mod")),
+        std::env::var("GOMODCACHE").ok().map(PathBuf::from),
+        std::env::var("GOPATH").ok().map(|path| PathBuf::from(path).join("pkg/mod")),
         home(),
     ];
     let folders = caches.into_iter().flatten().map(|cache| cache.join(MODULE));
