@@ -178,7 +178,7 @@ impl Members {
         Ok(changed)
     }
 
-    fn simple(
+    pub(super) fn simple(
         &self,
         changes: &[ConfChangeSingle],
         last: LogIndex,
@@ -195,7 +195,7 @@ impl Members {
         Ok(changed)
     }
 
-    fn enter_joint(
+    pub(super) fn enter_joint(
         &self,
         auto_leave: bool,
         changes: &[ConfChangeSingle],
@@ -214,7 +214,7 @@ impl Members {
         Ok(changed)
     }
 
-    fn leave_joint(&self) -> Result<Self, ConfChangeError> {
+    pub(super) fn leave_joint(&self) -> Result<Self, ConfChangeError> {
         if !self.membership.voters.is_joint() {
             return Err(ConfChangeError::NotJoint);
         }

@@ -10,11 +10,7 @@
 //!
 //! Without the module in a Go module cache the test says so and passes.
 
-use std::{
-    fmt::Write as _,
-    fs,
-    path::{Path, PathBuf},
-};
+use std::{fmt::Write as _, fs};
 
 use bytes::Bytes;
 use prost::Message as _;
@@ -23,12 +19,11 @@ use proto::raftpb::{
     Entry, EntryType, HardState, Message, MessageType, Snapshot, SnapshotMetadata,
 };
 
+use super::script;
 use crate::{
     consensus::{ApplyWhen, CommitWrites, Config, ProposeError, Raft, RaftState, Ready, StepError},
     model::{LogIndex, MemberId, entry_data, entry_index, entry_kind, entry_term},
 };
-
-const MODULE: &str = "go.etcd.io/raft/v3@v3.7.0";
 
 const NOT_APPLICABLE: [&str; 6] = [
     "async_storage_writes.txt",
@@ -38,14 +33,6 @@ const NOT_APPLICABLE: [&str; 6] = [
     "forget_leader_prevote_checkquorum.txt",
     "forget_leader_read_only_lease_based.txt",
 ];
-
-/// One command of a script and what it must print.
-struct Step {
-    line: usize,
-    command: String,
-    input: String,
-    expected: String,
-}
 
 struct Node {
     raft: Raft,
@@ -63,19 +50,15 @@ struct Script {
 
 #[test]
 fn etcd_s_interaction_scripts_print_the_same() {
-    let Some(folder) = module() else {
-        use std::io::Write as _;
-        writeln!(std::io::stderr(), "skipped: no Go module cache has {MODULE}").unwrap();
-        return;
-    };
+    let Some(folder) = script::folder("testdata") else { return };
     let mut failures = Vec::new();
     let mut ran = 0;
-    for name in scripts(&folder.join("testdata")) {
+    for name in script::names(&folder) {
         if NOT_APPLICABLE.contains(&name.as_str()) {
             continue;
         }
         ran += 1;
-        let text = fs::read_to_string(folder.join("testdata").join(&name)).unwrap();
+        let text = fs::read_to_string(folder.join(&name)).unwrap();
         if let Err(failure) = run(&text) {
             failures.push(format!("{name}:{failure}"));
         }
@@ -84,28 +67,9 @@ fn etcd_s_interaction_scripts_print_the_same() {
     assert!(20 <= ran, "only {ran} scripts were found");
 }
 
-fn module() -> Option<PathBuf> {
-    let home = || Some(PathBuf::from(std::env::var("HOME").ok()?).join("go/pkg/mod"));
-    let caches = [
-        std::env::var("GOMODCACHE").ok().map(PathBuf::from),
-        std::env::var("GOPATH").ok().map(|path| PathBuf::from(path).join("pkg/mod")),
-        home(),
-    ];
-    let folders = caches.into_iter().flatten().map(|cache| cache.join(MODULE));
-    folders.into_iter().find(|folder| folder.is_dir())
-}
-
-fn scripts(folder: &Path) -> Vec<String> {
-    let files = fs::read_dir(folder).unwrap();
-    let mut names: Vec<String> =
-        files.map(|file| file.unwrap().file_name().into_string().unwrap()).collect();
-    names.sort();
-    names
-}
-
 fn run(text: &str) -> Result<(), String> {
     let mut script = Script::default();
-    for step in parse(text) {
+    for step in script::parse(text) {
         let printed = script.perform(&step.command, &step.input);
         let (printed, expected) = (comparable(&printed), comparable(&step.expected));
         if printed != expected {
@@ -116,30 +80,6 @@ fn run(text: &str) -> Result<(), String> {
         }
     }
     Ok(())
-}
-
-fn parse(text: &str) -> Vec<Step> {
-    let mut steps = Vec::new();
-    let mut lines = (1..).zip(text.lines()).peekable();
-    while let Some((line, command)) = lines.next() {
-        if command.is_empty() || command.starts_with('#') {
-            continue;
-        }
-        let mut step = Step {
-            line,
-            command: command.to_owned(),
-            input: String::new(),
-            expected: String::new(),
-        };
-        for (_, line) in lines.by_ref().take_while(|(_, line)| *line != "----") {
-            step.input += line;
-        }
-        while let Some((_, line)) = lines.next_if(|(_, line)| !line.is_empty()) {
-            step.expected += &format!("{line}\n");
-        }
-        steps.push(step);
-    }
-    steps
 }
 
 /// Without what the libraries log, and without the difference between nothing and "ok".
@@ -153,29 +93,9 @@ fn comparable(output: &str) -> String {
     lines.join("\n")
 }
 
-/// The arguments `key=value`, `key=(value,value)` and plain ones, in order.
-fn arguments(command: &str) -> Vec<(String, Vec<String>)> {
-    let mut arguments = Vec::new();
-    let mut rest = command.trim();
-    while !rest.is_empty() {
-        let mut depth = 0;
-        let end = rest.find(|one: char| {
-            depth += i32::from(one == '(') - i32::from(one == ')');
-            one == ' ' && depth == 0
-        });
-        let (word, after) = rest.split_at(end.unwrap_or(rest.len()));
-        let (key, values) = word.split_once('=').unwrap_or((word, ""));
-        let values = values.trim_matches(['(', ')']);
-        let values = values.split([',', ' ']).filter(|value| !value.is_empty());
-        arguments.push((key.to_owned(), values.map(str::to_owned).collect()));
-        rest = after.trim_start();
-    }
-    arguments
-}
-
 impl Script {
     fn perform(&mut self, command: &str, input: &str) -> String {
-        let arguments = arguments(command);
+        let arguments = script::arguments(command);
         let (name, arguments) = arguments.split_first().unwrap();
         let plain = |(key, values): &(String, Vec<String>)| {
             if values.is_empty() { key.parse::<usize>().ok() } else { None }
@@ -315,7 +235,7 @@ impl Script {
         transition: Option<String>,
         input: &str,
     ) -> String {
-        let changes: Vec<ConfChangeSingle> = input.split_whitespace().map(single).collect();
+        let changes: Vec<ConfChangeSingle> = input.split_whitespace().map(script::change).collect();
         if is_v1 {
             let change = ConfChange {
                 r#type: changes[0].r#type,
@@ -511,18 +431,6 @@ impl Node {
         self.raft.snapshot_taken(snapshot.clone());
         self.history.push(snapshot);
     }
-}
-
-fn single(text: &str) -> ConfChangeSingle {
-    let (kind, id) = text.split_at(1);
-    let kind = match kind {
-        "v" => ConfChangeType::ConfChangeAddNode,
-        "l" => ConfChangeType::ConfChangeAddLearnerNode,
-        "r" => ConfChangeType::ConfChangeRemoveNode,
-        "u" => ConfChangeType::ConfChangeUpdateNode,
-        other => panic!("unknown change {other}"),
-    };
-    ConfChangeSingle { r#type: Some(kind.into()), node_id: Some(id.parse().unwrap()) }
 }
 
 fn indented(text: &str) -> String {

@@ -3,5 +3,7 @@
 mod chaos;
 mod cluster;
 mod interaction;
+mod pure;
+mod script;
 mod single;
 mod traps;

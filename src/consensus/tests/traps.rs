@@ -179,6 +179,17 @@ fn a_leader_does_not_count_its_own_entry_before_it_is_durable() {
 }
 
 #[test]
+fn a_leader_commits_entries_of_earlier_terms_only_with_one_of_its_own() {
+    let mut raft = three(&[1]);
+    elect(&mut raft);
+    finish(&mut raft);
+    acknowledge(&mut raft, 2, 1);
+    assert_eq!(raft.committed_index(), LogIndex(0), "another leader could still replace it");
+    acknowledge(&mut raft, 2, 2);
+    assert_eq!(raft.committed_index(), LogIndex(2));
+}
+
+#[test]
 fn a_candidate_asks_for_votes_and_counts_its_own_only_after_its_term_is_durable() {
     let mut raft = three(&[1]);
     raft.campaign();
