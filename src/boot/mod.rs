@@ -35,6 +35,7 @@ use crate::{
     base::{
         clock::Clock,
         log::{self, FATAL},
+        ready,
     },
     config::{AutoCompaction, Config, gates::Gate},
     http::{self, Access, Http},
@@ -58,7 +59,7 @@ type Signals = (Signal, Signal);
 #[must_use]
 pub fn run(config: Config) -> ExitCode {
     abort_on_panic();
-    register_metrics();
+    register_metrics(&config);
     match start(&config) {
         Ok(signal) => end_by(signal),
         Err(error) => {
@@ -83,7 +84,9 @@ fn abort_on_panic() {
     }));
 }
 
-fn register_metrics() {
+fn register_metrics(config: &Config) {
+    config.feature_gates.register_metrics();
+    api::metrics::register_metrics(config.metrics_extensive);
     crate::storage::register_metrics();
     crate::mvcc::register_metrics();
     crate::lease::register_metrics();
@@ -144,6 +147,7 @@ fn serve_options(config: &Config) -> serve::Options {
         concurrent_streams_max: config.max_concurrent_streams,
         keepalive_interval: config.grpc_keepalive_interval,
         keepalive_timeout: config.grpc_keepalive_timeout,
+        reuse_port: config.socket_reuse_port,
         ..serve::Options::default()
     }
 }
@@ -171,6 +175,10 @@ async fn serve_until_signal(
     wait_for_version(&handle).await;
     let serving = serve_clients(config, clock, member, local, listeners)?;
     tracing::info!("notifying init daemon");
+    match ready::notify() {
+        Ok(()) => tracing::info!("successfully notified init daemon"),
+        Err(error) => tracing::error!(%error, "failed to notify systemd for readiness"),
+    }
     let ended_by = ended_by(&mut signals).await;
     tracing::info!(signal = ended_by.name(), "received signal; shutting down");
     end(config, serving, threads);

@@ -5,9 +5,10 @@
 //!
 //! Source: etcd `server/features/etcd_features.go`, `pkg/featuregate`.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::LazyLock};
 
 use super::syntax::parse_bool;
+use crate::base::metrics::{IntGaugeVec, gauges};
 
 /// How settled a gate's feature is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,6 +61,14 @@ pub const GATES: [(Gate, &str, Stage); 11] = [
     (Gate::TxnModeWriteWithSharedBuffer, "TxnModeWriteWithSharedBuffer", Stage::Beta),
 ];
 
+static ENABLED: LazyLock<IntGaugeVec> = LazyLock::new(|| {
+    gauges(
+        "etcd_server_feature_enabled",
+        "Whether or not a feature is enabled. 1 is enabled, 0 is not.",
+        &["name", "stage"],
+    )
+});
+
 /// The gates that were set; the others have their default.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct FeatureGates {
@@ -76,6 +85,17 @@ impl FeatureGates {
     /// Every gate with its name, stage and whether it is open.
     pub fn all(&self) -> impl Iterator<Item = (&'static str, Stage, bool)> + '_ {
         GATES.iter().map(|(gate, name, stage)| (*name, *stage, self.enabled(*gate)))
+    }
+
+    /// Tells the metrics which gates are open.
+    pub fn register_metrics(&self) {
+        for (name, stage, enabled) in self.all() {
+            let stage = match stage {
+                Stage::Alpha => "ALPHA",
+                Stage::Beta => "BETA",
+            };
+            ENABLED.with_label_values(&[name, stage]).set(i64::from(enabled));
+        }
     }
 
     /// The gates that were set, as `name=true,name=false`, sorted by name.

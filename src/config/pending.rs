@@ -44,9 +44,6 @@ const REFUSED: &[(&str, &str)] = &[
     ("memory-mlock", "locking memory is not available yet; turn swap off for the process"),
     ("force-new-cluster", "restarting as a new cluster is not available yet"),
     ("bootstrap-defrag-threshold-megabytes", "reclaiming space at start is not available yet"),
-    ("socket-reuse-port", "socket options are not available yet"),
-    ("socket-reuse-address", "socket options are not available yet"),
-    ("metrics", "the histograms of --metrics=extensive are not available yet"),
 ];
 
 /// Flags that are worth a warning when set to other than their default: nothing depends on them
