@@ -5,7 +5,13 @@
 //!
 //! Source: etcd `etcdutl/ctl.go`, `--timeout`; bbolt `errors.ErrTimeout`.
 
-use std::{fs::File, io, path::PathBuf, thread, time::Duration};
+use std::{
+    fs::File,
+    io,
+    path::{Path, PathBuf},
+    thread,
+    time::Duration,
+};
 
 use rustix::{fs::FlockOperation, io::Errno};
 
@@ -31,28 +37,29 @@ impl Default for LockTimeout {
 
 /// Opens the backend in `dir` once nobody else has it.
 pub(super) fn open(dir: PathBuf, timeout: LockTimeout) -> Result<(Backend, Writer), OfflineError> {
-    if timeout.0 != Duration::ZERO {
-        wait(&dir.join(OWNER_FILE), timeout.0)?;
-    }
+    // Opening takes the lock for good, and would wait for ever.
+    drop(take(&dir, timeout)?);
     Ok(Backend::open(&BackendOptions::new(dir))?)
 }
 
-/// Returns when the lock could be had; opening the backend then takes it for good.
-fn wait(path: &std::path::Path, timeout: Duration) -> Result<(), OfflineError> {
-    let owner = match File::open(path) {
+/// Keeps everybody else out of the backend in `dir` while the result lives; `None` if nobody ever
+/// opened it.
+pub(super) fn take(dir: &Path, timeout: LockTimeout) -> Result<Option<File>, OfflineError> {
+    let owner = match File::open(dir.join(OWNER_FILE)) {
         Ok(owner) => owner,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(OfflineError::Io(error)),
     };
     let clock = Clock::system();
     loop {
         match rustix::fs::flock(&owner, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => return Ok(()),
-            Err(Errno::WOULDBLOCK | Errno::INTR) if timeout <= clock.now() => {
-                return Err(OfflineError::Refused("timeout".to_owned()));
-            }
-            Err(Errno::WOULDBLOCK | Errno::INTR) => thread::sleep(RETRY),
+            Ok(()) => return Ok(Some(owner)),
+            Err(Errno::WOULDBLOCK | Errno::INTR) => {}
             Err(error) => return Err(OfflineError::Io(error.into())),
         }
+        if timeout.0 != Duration::ZERO && timeout.0 <= clock.now() {
+            return Err(OfflineError::Refused("timeout".to_owned()));
+        }
+        thread::sleep(RETRY);
     }
 }

@@ -29,7 +29,7 @@ mod export;
 mod defrag;
 mod members;
 mod restore;
-mod snap_file;
+mod pages;
 mod verify;
 #[cfg(test)]
 mod tests;

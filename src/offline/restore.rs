@@ -28,16 +28,16 @@ use proto::raftpb::{ConfState, HardState, Snapshot, SnapshotMetadata};
 use super::{
     OfflineError, Progress,
     members::{Members, members},
-    snap_file,
 };
 use crate::{
+    base::file::Disk,
     cluster::{BOOTSTRAP_TERM, Bootstrap, Membership, v2_store_json},
     exchange::{EtcdFile, Trailer, conf_state_json, import_into},
     model::{LogIndex, MemberId, Revision, Row, RowRevision},
     storage::{
         Backend, BackendOptions, Table, Transaction, Writer,
         backend::BACKEND_DIRECTORY,
-        keys,
+        keys, snap,
         tables::{CONF_STATE, CONSISTENT_INDEX, SCHEDULED_COMPACT_REVISION, TERM},
         wal::{Wal, WalOptions, WalSnapshot},
     },
@@ -331,7 +331,7 @@ fn write_log(
             term: Some(BOOTSTRAP_TERM.0),
         }),
     };
-    snap_file::save(snap_dir, &snapshot).map_err(OfflineError::Io)?;
+    snap::save(&Disk::system(), snap_dir, &snapshot).map_err(|error| log(&error))?;
     let record = WalSnapshot { index, term: BOOTSTRAP_TERM, conf_state: Some(conf_state) };
     wal.append_snapshot(&record).map_err(|error| log(&error))
 }

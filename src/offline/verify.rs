@@ -9,14 +9,17 @@ use std::{
 };
 
 use super::{
-    LockTimeout, OfflineError, Progress, export::backend_directory, lock, restore::chain,
-    snap_file, status::stat,
+    LockTimeout, OfflineError, Progress, export::backend_directory, lock, pages, restore::chain,
+    status::stat,
 };
 use crate::{
     exchange::{EtcdFile, IMPORTED_FILE},
     model::RowRevision,
-    storage::{Backend, Table, wal::Wal},
+    storage::{Backend, Table, snap, wal::Wal},
 };
+
+/// The file in which LMDB has its data.
+const DATA_FILE: &str = "data.mdb";
 
 /// What was found in order.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -59,7 +62,8 @@ pub fn verify(
     if damage.is_empty() { Ok(found) } else { Err(OfflineError::Damaged(damage)) }
 }
 
-fn verify_backend(
+/// Checks the backend alone.
+pub(super) fn verify_backend(
     data_dir: &Path,
     timeout: LockTimeout,
     found: &mut Verified,
@@ -67,6 +71,15 @@ fn verify_backend(
 ) -> Result<(), OfflineError> {
     let dir = backend_directory(data_dir);
     if !Backend::exists(&dir) {
+        return Ok(());
+    }
+    let data = dir.join(DATA_FILE);
+    let held = lock::take(&dir, timeout)?;
+    let faults = pages::check(&data).map_err(OfflineError::Io)?;
+    drop(held);
+    if !faults.is_empty() {
+        // LMDB would follow them too.
+        damage.extend(faults.iter().map(|fault| format!("{}: {fault}", data.display())));
         return Ok(());
     }
     let (backend, _writer) = match lock::open(dir, timeout) {
@@ -110,9 +123,13 @@ fn verify_file(path: &Path, found: &mut Verified, damage: &mut Vec<String>) {
             ),
         }
     } else if name.ends_with(".snap") {
-        match snap_file::check(path) {
-            Ok(()) => found.snapshots += 1,
-            Err(error) => damage.push(chain(&error)),
+        match fs::read(path).map(|bytes| snap::decode(&bytes)) {
+            Ok(Some(_)) => found.snapshots += 1,
+            Ok(None) => damage.push(format!(
+                "{} is damaged: the checksum at offset 0 does not match",
+                path.display()
+            )),
+            Err(error) => damage.push(format!("{}: {error}", path.display())),
         }
     }
 }
