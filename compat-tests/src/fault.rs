@@ -161,12 +161,7 @@ impl FaultRun {
 }
 
 /// Writes until the server is gone.
-async fn write(
-    client: Client,
-    writer: u64,
-    values: Arc<AtomicU64>,
-    bytes: usize,
-) -> Vec<Attempt> {
+async fn write(client: Client, writer: u64, values: Arc<AtomicU64>, bytes: usize) -> Vec<Attempt> {
     let mut kv = client.kv();
     let mut attempts = Vec::new();
     for step in 0.. {

@@ -202,9 +202,13 @@ impl Crc32c {
     fn new() -> Self {
         let mut table = [0_u32; 256];
         for (slot, byte) in table.iter_mut().zip(0_u32..) {
-            *slot = (0..8).fold(byte, |crc, _| {
-                if crc & 1 == 1 { (crc >> 1) ^ 0x82f6_3b78 } else { crc >> 1 }
-            });
+            *slot =
+                (0..8).fold(
+                    byte,
+                    |crc, _| {
+                        if crc & 1 == 1 { (crc >> 1) ^ 0x82f6_3b78 } else { crc >> 1 }
+                    },
+                );
         }
         Self { table, state: u32::MAX }
     }

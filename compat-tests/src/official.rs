@@ -30,10 +30,8 @@ pub fn go_module_dir() -> PathBuf {
 /// The workspace's `target` directory.
 #[must_use]
 pub fn target_dir() -> PathBuf {
-    env::var_os("CARGO_TARGET_DIR").map_or_else(
-        || Path::new(env!("CARGO_MANIFEST_DIR")).join("../target"),
-        PathBuf::from,
-    )
+    env::var_os("CARGO_TARGET_DIR")
+        .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../target"), PathBuf::from)
 }
 
 /// The directory with `etcd`, `etcdctl` and `etcdutl`, building them if need be.

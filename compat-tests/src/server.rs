@@ -131,9 +131,8 @@ impl Server {
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::piped());
-        let mut child = command
-            .spawn()
-            .with_context(|| format!("cannot start {}", self.program.display()))?;
+        let mut child =
+            command.spawn().with_context(|| format!("cannot start {}", self.program.display()))?;
         let stderr = child.stderr.take().context("standard error is piped")?;
         let (ready, is_ready) = mpsc::sync_channel(1);
         let mut log_file = File::options().create(true).append(true).open(&log)?;
@@ -152,8 +151,11 @@ impl Server {
             self.kill();
             let text = std::fs::read_to_string(&log).unwrap_or_default();
             let tail = text.lines().rev().take(12).collect::<Vec<_>>();
-            bail!("{:?} did not become ready; its log ends (newest first):\n{}", self.kind,
-                tail.join("\n"));
+            bail!(
+                "{:?} did not become ready; its log ends (newest first):\n{}",
+                self.kind,
+                tail.join("\n")
+            );
         }
         Ok(())
     }

@@ -60,13 +60,7 @@ fn txn_op(compare: Vec<Compare>, success: Vec<RequestOp>, failure: Vec<RequestOp
 }
 
 fn compare_with(key: &'static str, result: i32, target: i32, union: TargetUnion) -> Compare {
-    Compare {
-        key: key.into(),
-        result,
-        target,
-        target_union: Some(union),
-        range_end: Bytes::new(),
-    }
+    Compare { key: key.into(), result, target, target_union: Some(union), range_end: Bytes::new() }
 }
 
 fn five_keys() -> Vec<Call> {
@@ -209,16 +203,8 @@ async fn transactions_at_the_edges_are_answered_alike() {
             ],
             vec![],
         ),
-        txn(
-            vec![],
-            vec![put_op("m", "1"), txn_op(vec![], vec![put_op("m", "2")], vec![])],
-            vec![],
-        ),
-        txn(
-            vec![],
-            vec![txn_op(vec![], vec![put_op("q", "1")], vec![put_op("q", "2")])],
-            vec![],
-        ),
+        txn(vec![], vec![put_op("m", "1"), txn_op(vec![], vec![put_op("m", "2")], vec![])], vec![]),
+        txn(vec![], vec![txn_op(vec![], vec![put_op("q", "1")], vec![put_op("q", "2")])], vec![]),
         txn(
             vec![],
             vec![
@@ -227,35 +213,60 @@ async fn transactions_at_the_edges_are_answered_alike() {
             ],
             vec![],
         ),
-        txn(vec![], vec![op(Request::RequestRange(RangeRequest {
-            revision: 3,
-            ..get("a", "z")
-        })), put_op("r", "1")], vec![]),
-        txn(vec![], vec![put_op("r", "2"), op(Request::RequestRange(RangeRequest {
-            revision: 1_000,
-            ..get("a", "z")
-        }))], vec![]),
-        txn(vec![], vec![put_op("r", "2"), op(Request::RequestRange(RangeRequest {
-            revision: -7,
-            ..get("a", "")
-        }))], vec![]),
-        txn(vec![], vec![put_op("r", "3"), op(Request::RequestPut(PutRequest {
-            lease: 77,
-            ..put("s", "1")
-        }))], vec![]),
-        txn(vec![], vec![put_op("r", "4"), op(Request::RequestPut(PutRequest {
-            ignore_value: true,
-            ..put("absent", "")
-        }))], vec![]),
-        txn(vec![], vec![op(Request::RequestPut(PutRequest {
-            ignore_value: true,
-            prev_kv: true,
-            ..put("a", "")
-        }))], vec![]),
-        txn(vec![], vec![op(Request::RequestPut(PutRequest {
-            ignore_value: true,
-            ..put("a", "x")
-        }))], vec![]),
+        txn(
+            vec![],
+            vec![
+                op(Request::RequestRange(RangeRequest { revision: 3, ..get("a", "z") })),
+                put_op("r", "1"),
+            ],
+            vec![],
+        ),
+        txn(
+            vec![],
+            vec![
+                put_op("r", "2"),
+                op(Request::RequestRange(RangeRequest { revision: 1_000, ..get("a", "z") })),
+            ],
+            vec![],
+        ),
+        txn(
+            vec![],
+            vec![
+                put_op("r", "2"),
+                op(Request::RequestRange(RangeRequest { revision: -7, ..get("a", "") })),
+            ],
+            vec![],
+        ),
+        txn(
+            vec![],
+            vec![
+                put_op("r", "3"),
+                op(Request::RequestPut(PutRequest { lease: 77, ..put("s", "1") })),
+            ],
+            vec![],
+        ),
+        txn(
+            vec![],
+            vec![
+                put_op("r", "4"),
+                op(Request::RequestPut(PutRequest { ignore_value: true, ..put("absent", "") })),
+            ],
+            vec![],
+        ),
+        txn(
+            vec![],
+            vec![op(Request::RequestPut(PutRequest {
+                ignore_value: true,
+                prev_kv: true,
+                ..put("a", "")
+            }))],
+            vec![],
+        ),
+        txn(
+            vec![],
+            vec![op(Request::RequestPut(PutRequest { ignore_value: true, ..put("a", "x") }))],
+            vec![],
+        ),
         txn(vec![], (0..129).map(|_| get_op("a", "")).collect(), vec![]),
         txn(vec![], (0..128).map(|_| get_op("a", "")).collect(), vec![]),
         txn(
@@ -270,14 +281,19 @@ async fn transactions_at_the_edges_are_answered_alike() {
         ),
         Call::Range(get("\0", "\0")),
         Call::Compact(CompactionRequest { revision: 12, physical: true }),
-        txn(vec![], vec![put_op("r", "5"), op(Request::RequestRange(RangeRequest {
-            revision: 3,
-            ..get("a", "z")
-        }))], vec![]),
-        txn(vec![], vec![op(Request::RequestRange(RangeRequest {
-            revision: 3,
-            ..get("a", "z")
-        }))], vec![]),
+        txn(
+            vec![],
+            vec![
+                put_op("r", "5"),
+                op(Request::RequestRange(RangeRequest { revision: 3, ..get("a", "z") })),
+            ],
+            vec![],
+        ),
+        txn(
+            vec![],
+            vec![op(Request::RequestRange(RangeRequest { revision: 3, ..get("a", "z") }))],
+            vec![],
+        ),
         Call::Range(get("r", "")),
     ]);
     compare(&[], calls).await;
@@ -355,9 +371,7 @@ async fn leases_are_answered_alike() {
 
 #[tokio::test]
 async fn maintenance_and_auth_status_are_answered_alike() {
-    let alarm = |action, member_id, alarm| {
-        Call::Alarm(AlarmRequest { action, member_id, alarm })
-    };
+    let alarm = |action, member_id, alarm| Call::Alarm(AlarmRequest { action, member_id, alarm });
     let downgrade = |action, version: &str| {
         Call::Downgrade(DowngradeRequest { action, version: version.to_owned() })
     };
@@ -440,9 +454,7 @@ async fn txn_limit_flag_is_honoured_alike() {
             txn(vec![], vec![get_op("a", ""), get_op("b", ""), get_op("c", "")], vec![]),
             txn(vec![], vec![], (0..4).map(|_| get_op("a", "")).collect()),
             txn(
-                (0..4)
-                    .map(|_| compare_with("a", 0, 0, TargetUnion::Version(0)))
-                    .collect(),
+                (0..4).map(|_| compare_with("a", 0, 0, TargetUnion::Version(0))).collect(),
                 vec![],
                 vec![],
             ),

@@ -45,11 +45,8 @@ async fn put(client: &mut Client, key: &'static str, value: &'static str) {
 }
 
 async fn delete(client: &mut Client, key: &'static str, range_end: &'static str) {
-    let delete = DeleteRangeRequest {
-        key: key.into(),
-        range_end: range_end.into(),
-        ..Default::default()
-    };
+    let delete =
+        DeleteRangeRequest { key: key.into(), range_end: range_end.into(), ..Default::default() };
     let answer = client.call(Call::Delete(delete)).await;
     assert!(answer.starts_with("DeleteRangeResponse"), "{answer}");
 }
@@ -223,8 +220,7 @@ async fn manual_progress_follows_the_events_alike() {
 async fn periodic_progress_is_reported_alike() {
     compare(&["--watch-progress-notify-interval=200ms"], async |client| {
         let mut stream = client.watch();
-        send_create(&stream, WatchCreateRequest { progress_notify: true, ..create("a", "") })
-            .await;
+        send_create(&stream, WatchCreateRequest { progress_notify: true, ..create("a", "") }).await;
         vec![
             stream.next().await.unwrap(),
             stream.next().await.unwrap(),
@@ -270,8 +266,7 @@ async fn revoked_lease_deletes_its_keys_in_one_response_alike() {
     compare(&[], async |mut client| {
         client.call(Call::Grant(LeaseGrantRequest { ttl: 600, id: 7 })).await;
         let mut stream = client.watch();
-        send_create(&stream, WatchCreateRequest { filters: vec![0], ..create("\0", "\0") })
-            .await;
+        send_create(&stream, WatchCreateRequest { filters: vec![0], ..create("\0", "\0") }).await;
         let mut log = vec![stream.next().await.unwrap()];
         for key in ["c", "a", "b"] {
             let put =
@@ -295,8 +290,7 @@ async fn large_responses_are_split_alike_when_asked_for() {
         let mut sizes = Vec::new();
         for fragment in [true, false] {
             let mut stream = client.watch();
-            let create =
-                WatchCreateRequest { start_revision: 1, fragment, ..create("a", "z") };
+            let create = WatchCreateRequest { start_revision: 1, fragment, ..create("a", "z") };
             send_create(&stream, create).await;
             let responses = until_events(&mut stream, 12).await;
             let shape: Vec<_> = responses

@@ -16,8 +16,7 @@ use crate::{
     api::{
         caller::Caller,
         member::{
-            Backup, DatabaseBytes, HashedHistory, LeaseTime, Member, Position, State,
-            StateError,
+            Backup, DatabaseBytes, HashedHistory, LeaseTime, Member, Position, State, StateError,
         },
         status::{CallError, Refusal},
     },
@@ -47,9 +46,8 @@ pub(super) struct LocalMember {
 
 impl LocalMember {
     pub(super) fn new(handle: Handle, config: &Config) -> Self {
-        let quota = config
-            .quota_backend_bytes
-            .map_or(-1, |bytes| i64::try_from(bytes).unwrap_or(i64::MAX));
+        let quota =
+            config.quota_backend_bytes.map_or(-1, |bytes| i64::try_from(bytes).unwrap_or(i64::MAX));
         Self { handle, quota: Quota::from_flag(quota) }
     }
 

@@ -23,9 +23,7 @@ use proto::raftpb::{ConfState, HardState};
 
 use crate::{
     base::{clock::Clock, random::Random},
-    cluster::{
-BOOTSTRAP_TERM, Bootstrap, BootstrapError,
-    },
+    cluster::{BOOTSTRAP_TERM, Bootstrap, BootstrapError},
     config::{Config, gates::Gate},
     consensus::{self, Raft, RaftState},
     exchange::{self, ExchangeError},
@@ -161,11 +159,8 @@ pub(super) fn open(config: &Config, clock: &Clock) -> Result<Opened, StartError>
     let (backend, writer) = Backend::open(&options).map_err(StartError::Backend)?;
     let position = backend.reader().and_then(|reader| reader.consistent_index());
     let position = position.map_err(StartError::Backend)?;
-    let log = if is_new {
-        create_log(config, &wal_options)?
-    } else {
-        open_log(&wal_options, position)?
-    };
+    let log =
+        if is_new { create_log(config, &wal_options)? } else { open_log(&wal_options, position)? };
     assemble_state(config, clock, log, backend, writer)
 }
 
@@ -184,8 +179,7 @@ fn prepare_directories(config: &Config) -> Result<(), StartError> {
 /// Source: etcd `client/pkg/fileutil`, `CheckDirPermission`, and embed, which only warns.
 fn warn_of_permissions(dir: &Path) -> Result<(), StartError> {
     let metadata = fs::metadata(dir);
-    let metadata =
-        metadata.map_err(|error| StartError::Path { path: dir.to_owned(), error })?;
+    let metadata = metadata.map_err(|error| StartError::Path { path: dir.to_owned(), error })?;
     let mode = metadata.permissions().mode() & 0o777;
     if mode != 0o700 {
         tracing::warn!(
@@ -321,11 +315,7 @@ fn check_position(recovered: &Recovered, applied: LogIndex) -> Result<(), StartE
     Ok(())
 }
 
-fn start_raft(
-    config: &Config,
-    recovered: Recovered,
-    at: &RecoveredAt,
-) -> Result<Raft, StartError> {
+fn start_raft(config: &Config, recovered: Recovered, at: &RecoveredAt) -> Result<Raft, StartError> {
     let Recovered { member, mut hard_state, entries, snapshot, .. } = recovered;
     // What was applied was committed, even if the last word on it did not reach the disk.
     hard_state.commit = hard_state.commit.max(Some(at.applied.0));

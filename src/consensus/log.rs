@@ -21,7 +21,7 @@
 use std::collections::VecDeque;
 
 use prost::Message as _;
-use proto::raftpb::{Entry, Snapshot};
+use proto::raftpb::{ConfState, Entry, Snapshot, SnapshotMetadata};
 
 use super::{
     BatchNumber, StepError,
@@ -137,8 +137,20 @@ impl Log {
         self.persisted
     }
 
-    pub(super) const fn snapshot(&self) -> &Snapshot {
-        &self.snapshot
+    /// The snapshot to send to a member that lacks truncated entries. If none was noted that stands
+    /// for all of them, it names the applied position and `conf_state`: what the sender has at
+    /// least.
+    pub(super) fn snapshot(&self, conf_state: impl FnOnce() -> ConfState) -> Snapshot {
+        if self.truncated.index <= snapshot_id(&self.snapshot).index {
+            return self.snapshot.clone();
+        }
+        let term = self.term(self.applied).expect("the last applied entry is not truncated");
+        let metadata = SnapshotMetadata {
+            conf_state: Some(conf_state()),
+            index: Some(self.applied.0),
+            term: Some(term.0),
+        };
+        Snapshot { data: None, metadata: Some(metadata) }
     }
 
     pub(super) const fn first_index(&self) -> LogIndex {
@@ -329,8 +341,6 @@ impl Log {
 
     /// Forgets the entries up to `index`.
     pub(super) fn truncate_to(&mut self, index: LogIndex) {
-        let snapshot = snapshot_id(&self.snapshot).index;
-        assert!(index <= snapshot, "no snapshot stands for entry {index}, only up to {snapshot}");
         assert!(index <= self.applied, "entry {index} is not applied");
         if index <= self.truncated.index {
             return;

@@ -36,7 +36,8 @@
 //!   each membership change among it, then `applied(index)`. A batch's snapshot goes there once the
 //!   batch is durable, then `applied` with its index; until then nothing else is handed out.
 //! - A leader's [`proto::raftpb::MessageType::MsgSnap`] names the snapshot that was last reported
-//!   with `snapshot_taken`; the sender may put a newer one of the same group in its place.
+//!   with `snapshot_taken`, or the applied position if entries after that were truncated. The sender
+//!   puts a complete snapshot in its place, of that index or a later one.
 //!
 //! Invariants
 //! - R1 At most one leader in a term.

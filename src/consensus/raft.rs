@@ -428,7 +428,8 @@ impl Raft {
         self.log.snapshot_taken(snapshot);
     }
 
-    /// Forgets the entries up to `index`, which is at most that of the last snapshot.
+    /// Forgets the entries up to `index`, which is at most the applied one. Members that lack them
+    /// are sent a snapshot from then on.
     pub fn truncate_to(&mut self, index: LogIndex) {
         self.log.truncate_to(index);
     }

@@ -169,13 +169,13 @@ impl Raft {
     }
 
     fn send_snapshot(&mut self, to: MemberId) -> bool {
+        let snapshot = self.log.snapshot(|| self.members.conf_state());
         let progress = self.members.progress.get_mut(&to).expect("members are tracked");
         if !progress.recently_active {
             tracing::debug!(target: "raft", "ignore sending snapshot to {to} since it is not \
                 recently active");
             return false;
         }
-        let snapshot = self.log.snapshot().clone();
         let EntryId { term, index } = snapshot_id(&snapshot);
         assert!(0 < index.0, "entries are gone from memory without a snapshot");
         tracing::debug!(target: "raft", "{} [firstindex: {}, commit: {}] sent snapshot[index: \

@@ -17,8 +17,8 @@ use crate::{
     base::queue::{Drained, Receiver, Sender},
     lease::Lessor,
     model::{
-        Command, LogIndex, Outcome, Request, RequestId, Term, entry_data, entry_index,
-        entry_kind, entry_term,
+        Command, LogIndex, Outcome, Request, RequestId, Term, entry_data, entry_index, entry_kind,
+        entry_term,
     },
     mvcc::{HashJob, View},
     state::{self, Background, Machine},
@@ -247,8 +247,7 @@ impl ApplyThread {
                 break;
             }
             let snapshot = self.snapshots.waiting.pop_front().expect("the front was just seen");
-            let release_to =
-                LogIndex(index.0.saturating_sub(self.snapshots.catch_up_entries));
+            let release_to = LogIndex(index.0.saturating_sub(self.snapshots.catch_up_entries));
             let input = LogInput::Snapshot { snapshot: Box::new(snapshot), release_to };
             drop(self.log.send(input));
         }
@@ -273,4 +272,3 @@ impl ApplyThread {
         });
     }
 }
-

@@ -136,8 +136,8 @@ pub fn assemble(ingredients: Ingredients) -> Assembled {
     let (log, log_inputs) = bounded(LOG_BATCHES_MAX);
     let (apply, apply_inputs) = bounded(APPLY_BATCHES_MAX);
     let (hash, hashes): (Sender<HashJob>, _) = bounded(HASH_JOBS_MAX);
-    let park_ticks_max = settings.limits.request_timeout.as_millis()
-        / settings.heartbeat.as_millis().max(1);
+    let park_ticks_max =
+        settings.limits.request_timeout.as_millis() / settings.heartbeat.as_millis().max(1);
     let core_settings = CoreSettings {
         catch_up_entries: settings.catch_up_entries,
         park_ticks_max: u64::try_from(park_ticks_max).unwrap_or(u64::MAX),

@@ -354,9 +354,7 @@ mod tests {
                         }
                     }
                     Effect::Send(messages) => assert_eq!(messages, [], "nobody to send to"),
-                    Effect::ConfirmRead { .. }
-                    | Effect::Answer { .. }
-                    | Effect::Leadership(_) => {}
+                    Effect::ConfirmRead { .. } | Effect::Answer { .. } | Effect::Leadership(_) => {}
                 }
             }
         }

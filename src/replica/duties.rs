@@ -94,7 +94,10 @@ impl Duties {
                 Ok(_) => break,
                 Err(Unavailable::Stopped) => return Err(Unavailable::Stopped),
                 Err(error) => {
-                    tracing::warn!(?error, "failed to publish local member to cluster through raft");
+                    tracing::warn!(
+                        ?error,
+                        "failed to publish local member to cluster through raft"
+                    );
                     tokio::time::sleep(RETRY_PAUSE).await;
                 }
             }

@@ -25,7 +25,10 @@ use crate::{
     },
     mvcc::View,
     state::Published,
-    storage::{backend::Backend, flusher::{DefragmentError, FlushJob, FlusherHandle, Reply as FlushReply}},
+    storage::{
+        backend::Backend,
+        flusher::{DefragmentError, FlushJob, FlusherHandle, Reply as FlushReply},
+    },
     watch,
 };
 

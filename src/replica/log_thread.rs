@@ -140,11 +140,7 @@ impl LogThread {
         Ok(())
     }
 
-    fn save_snapshot(
-        &mut self,
-        snapshot: &Snapshot,
-        release_to: LogIndex,
-    ) -> Result<(), LogError> {
+    fn save_snapshot(&mut self, snapshot: &Snapshot, release_to: LogIndex) -> Result<(), LogError> {
         let metadata = snapshot.metadata.clone().expect("a noted snapshot has its position");
         let position = WalSnapshot {
             index: LogIndex(metadata.index.unwrap_or(0)),
@@ -154,10 +150,7 @@ impl LogThread {
         // The file first: a record without its file would point at nothing.
         snap::save(&self.disk, &self.snap_dir, snapshot).map_err(LogError::Snap)?;
         self.wal.append_snapshot(&position).map_err(LogError::Wal)?;
-        tracing::info!(
-            "snapshot-index" = position.index.0,
-            "saved snapshot to disk"
-        );
+        tracing::info!("snapshot-index" = position.index.0, "saved snapshot to disk");
         self.wal.release_to(release_to, self.files_max).map_err(LogError::Wal)?;
         snap::purge(&self.disk, &self.snap_dir, self.snaps_max).map_err(LogError::Snap)?;
         self.report(Input::SnapshotSaved(Box::new(metadata)));

@@ -4,9 +4,7 @@
 
 use std::{sync::LazyLock, time::Duration};
 
-use crate::base::metrics::{
-    HistogramVec, IntCounter, IntGauge, counter, gauge, histograms,
-};
+use crate::base::metrics::{HistogramVec, IntCounter, IntGauge, counter, gauge, histograms};
 
 pub(super) static HAS_LEADER: LazyLock<IntGauge> = LazyLock::new(|| {
     gauge("etcd_server_has_leader", "Whether or not a leader exists. 1 is existence, 0 is not.")
@@ -59,25 +57,19 @@ static APPLY_DURATION: LazyLock<HistogramVec> = LazyLock::new(|| {
 
 /// Makes every series exist.
 pub fn register_metrics() {
-    for gauge in [
-        &HAS_LEADER,
-        &IS_LEADER,
-        &PROPOSALS_PENDING,
-        &PROPOSALS_COMMITTED,
-        &PROPOSALS_APPLIED,
-    ] {
+    for gauge in
+        [&HAS_LEADER, &IS_LEADER, &PROPOSALS_PENDING, &PROPOSALS_COMMITTED, &PROPOSALS_APPLIED]
+    {
         LazyLock::force(gauge);
     }
-    for counter in
-        [
+    for counter in [
         &LEADER_CHANGES,
         &PROPOSALS_FAILED,
         &SLOW_APPLIES,
         &SLOW_READS,
         &FAILED_READS,
         &LEASES_EXPIRED,
-    ]
-    {
+    ] {
         LazyLock::force(counter);
     }
     LazyLock::force(&APPLY_DURATION);

@@ -18,10 +18,7 @@ use crate::{
 };
 
 use super::{
-    Core, Effect, Input,
-    apply_thread::ApplyInput,
-    core::Leadership,
-    log_thread::LogInput,
+    Core, Effect, Input, apply_thread::ApplyInput, core::Leadership, log_thread::LogInput,
     shared::Shared,
 };
 

@@ -315,6 +315,35 @@ fn nothing_is_applied_while_a_snapshot_is_being_installed() {
 }
 
 #[test]
+fn a_log_that_is_truncated_without_a_snapshot_names_the_applied_position() {
+    let mut raft = three(&[1, 1, 1]);
+    elect(&mut raft);
+    finish(&mut raft);
+    acknowledge(&mut raft, 2, 4);
+    finish(&mut raft);
+    raft.truncate_to(LogIndex(2));
+    let term = raft.term().0;
+    let refusal =
+        Message { index: Some(3), reject: Some(true), ..from(3, MessageType::MsgAppResp, term) };
+    raft.step(refusal).unwrap();
+    let messages = finish(&mut raft);
+    let snapshot = messages.iter().find_map(|message| message.snapshot.clone()).unwrap();
+    assert_eq!(snapshot.metadata.as_ref().unwrap().index, Some(4));
+    assert_eq!(snapshot.metadata.unwrap().conf_state, Some(raft.conf_state()));
+}
+
+#[test]
+fn a_vote_in_a_known_term_must_be_synced() {
+    let mut raft = three(&[]);
+    raft.step(from(3, MessageType::MsgVoteResp, 5)).unwrap();
+    finish(&mut raft);
+    raft.step(from(2, MessageType::MsgVote, 5)).unwrap();
+    let batch = batch(&mut raft);
+    assert!(batch.must_sync);
+    assert_eq!(batch.hard_state.unwrap().vote, Some(2));
+}
+
+#[test]
 fn a_member_that_hears_from_a_leader_ignores_other_candidates() {
     let mut raft = three(&[]);
     raft.step(append(1, (0, 0), &[1], 0)).unwrap();

@@ -43,9 +43,8 @@ impl Compaction {
 async fn periodic(handle: Handle, period: Duration) {
     let pause = period.min(PERIOD_PAUSE_MAX) / SAMPLES;
     let compact_every = period.min(PERIOD_PAUSE_MAX);
-    let samples_max = usize::try_from(period.as_nanos() / pause.as_nanos().max(1))
-        .unwrap_or(usize::MAX)
-        .max(1);
+    let samples_max =
+        usize::try_from(period.as_nanos() / pause.as_nanos().max(1)).unwrap_or(usize::MAX).max(1);
     let mut samples = VecDeque::new();
     let mut last = Revision(0);
     let mut due = handle.clock().now() + period;
