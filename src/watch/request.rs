@@ -38,6 +38,7 @@ pub enum Request {
 
 /// A watcher to be.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a field of the wire message")]
 pub struct CreateWatch {
     /// What it watches; empty ranges are refused.
     pub range: KeyRange,

@@ -60,7 +60,6 @@ fn slow_and_fast_readers_hear_everything_while_writes_go_on() {
                 hear_until(&mut stream, LAST)
             }
         };
-        #[expect(clippy::disallowed_methods, reason = "scoped threads borrow the test's state")]
         let readers: Vec<ScopedJoinHandle<'_, Vec<i64>>> =
             [2, 2, 2, 1500, 2999].map(|start| scope.spawn(read(start))).into();
         while service.history.revision().0 < LAST {
