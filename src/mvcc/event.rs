@@ -8,8 +8,8 @@ use std::{ops::ControlFlow, sync::Arc};
 use bytes::Bytes;
 
 use super::{
-    encoding,
-    rows::StoredRow,
+    encoding::{self, RowFields},
+    rows::{Damage, StoredRow},
     view::{ReadError, View},
 };
 use crate::model::{Rejection, Revision, RowRevision};
@@ -82,9 +82,9 @@ impl View {
             return Err(ReadError::Rejected(rejection));
         }
         let mut reading = Reading { batches: Vec::new(), current: Vec::new(), bytes: 0 };
-        let (mut next, mut failed, mut stored) = (to.next().max(from), None, None);
+        let (mut next, mut failed) = (to.next().max(from), None);
         let start = RowRevision { main: from, sub: 0 };
-        self.scan(start, &mut |compactions| stored = Some(compactions), &mut |row| {
+        let stored = self.scan(start, &mut |row| {
             let main = row.revision.main;
             if to < main {
                 return ControlFlow::Break(());
@@ -102,8 +102,8 @@ impl View {
             }
             ControlFlow::Continue(())
         })?;
-        if stored.is_some_and(|stored| from < stored.scheduled && compacted < stored.scheduled) {
-            return Err(ReadError::Outdated);
+        if stored {
+            self.check_outdated()?;
         }
         reading.end_revision();
         failed.map_or(Ok(OldEvents { batches: reading.batches, next }), Err)
@@ -111,19 +111,20 @@ impl View {
 
     fn old_event(&self, row: StoredRow<'_>) -> Result<Event, ReadError> {
         let (at, bytes) = (row.revision, row.to_bytes());
-        let decoded = encoding::decode(at, bytes.clone())?;
-        let history = self.index.get(&decoded.key);
+        let fields = RowFields::parse(&bytes).ok_or(Damage::Malformed(at))?;
+        let key = bytes.slice_ref(fields.key);
+        let history = self.index.get(fields.key);
         let previous = history.and_then(|history| history.before(at));
         let kind = if row.tombstone { EventKind::Delete } else { EventKind::Put };
         Ok(Event {
             row: match kind {
-                EventKind::Put => bytes,
-                EventKind::Delete => encoding::delete_event(decoded.key.clone(), at.main),
+                EventKind::Put => bytes.clone(),
+                EventKind::Delete => encoding::delete_event(key.clone(), at.main),
             },
-            key: decoded.key,
+            key,
             kind,
             revision: at,
-            created: kind == EventKind::Put && decoded.create_revision == decoded.mod_revision,
+            created: kind == EventKind::Put && fields.create_revision == at.main.0,
             previous: previous.map(|version| version.modified),
         })
     }

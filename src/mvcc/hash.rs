@@ -98,8 +98,9 @@ impl View {
             return Ok(hash);
         }
         let at = self.readable(revision)?;
-        let (hash, scheduled) = self.hash(at, self.compacted, Entry::kept_for_hash)?;
-        if self.compacted < scheduled { Err(ReadError::Outdated) } else { Ok(hash) }
+        let hash = self.hash(at, self.compacted, Entry::kept_for_hash)?;
+        self.check_outdated()?;
+        Ok(hash)
     }
 
     /// The hashes of the newest compactions, by revision.
@@ -108,32 +109,25 @@ impl View {
         self.hashes.0.load().to_vec()
     }
 
-    /// Also returns the last stored compaction, which may have deleted rows.
     fn hash(
         &self,
         at: Revision,
         compacted: Revision,
         kept: fn(&Entry, Revision) -> Option<RowRevision>,
-    ) -> Result<(HashKv, Revision), ReadError> {
+    ) -> Result<HashKv, ReadError> {
         let kept = Kept::new(self, at, compacted, kept);
         let mut hash = crc32c::crc32c(BUCKET);
-        let mut scheduled = Revision(0);
-        self.scan(
-            RowRevision::default(),
-            &mut |compactions| scheduled = compactions.scheduled,
-            &mut |row| {
-                if at < row.revision.main {
-                    return ControlFlow::Break(());
-                }
-                let dropped = row.tombstone && row.revision.main == compacted;
-                if !dropped && kept.counts(row.revision) {
-                    hash = append(hash, row);
-                }
-                ControlFlow::Continue(())
-            },
-        )?;
-        let hash = HashKv { hash, compact_revision: compacted, hash_revision: at };
-        Ok((hash, scheduled))
+        self.scan(RowRevision::default(), &mut |row| {
+            if at < row.revision.main {
+                return ControlFlow::Break(());
+            }
+            let dropped = row.tombstone && row.revision.main == compacted;
+            if !dropped && kept.counts(row.revision) {
+                hash = append(hash, row);
+            }
+            ControlFlow::Continue(())
+        })?;
+        Ok(HashKv { hash, compact_revision: compacted, hash_revision: at })
     }
 }
 
@@ -207,7 +201,7 @@ impl HashJob {
     /// - [`ReadError::Damaged`] if rows are lost or broken.
     pub fn run(self) -> Result<HashKv, ReadError> {
         let at = self.view.compacted;
-        let (hash, _) = self.view.hash(at, self.previous, Entry::kept_by_compaction)?;
+        let hash = self.view.hash(at, self.previous, Entry::kept_by_compaction)?;
         self.view.hashes.remember(hash);
         Ok(hash)
     }

@@ -48,24 +48,26 @@ impl RowSource for MemorySource {
         &self,
         wanted: &[RowRevision],
         found: &mut dyn FnMut(usize, StoredRow<'_>),
-    ) -> Result<StoredCompactions, Damage> {
+    ) -> Result<(), Damage> {
         let memory = self.0.lock().expect("not poisoned");
         for (place, at) in wanted.iter().enumerate() {
             if let Some(row) = memory.rows.get(at) {
                 found(place, row.into());
             }
         }
-        Ok(memory.compactions)
+        Ok(())
+    }
+
+    fn compactions(&self) -> Result<StoredCompactions, Damage> {
+        Ok(self.0.lock().expect("not poisoned").compactions)
     }
 
     fn scan(
         &self,
         from: RowRevision,
-        begin: &mut dyn FnMut(StoredCompactions),
         show: &mut dyn FnMut(StoredRow<'_>) -> ControlFlow<()>,
     ) -> Result<(), Damage> {
         let memory = self.0.lock().expect("not poisoned");
-        begin(memory.compactions);
         let range = (Bound::Included(from), Bound::Unbounded);
         let _flow = memory.rows.range(range).try_for_each(|(_, row)| show(row.into()));
         Ok(())
@@ -105,7 +107,7 @@ trait Disk {
             stored.push(row.revision);
             ControlFlow::Continue(())
         };
-        self.source().scan(RowRevision::default(), &mut |_| {}, show).expect("readable");
+        self.source().scan(RowRevision::default(), show).expect("readable");
         stored
     }
 }

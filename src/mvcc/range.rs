@@ -196,6 +196,9 @@ impl View {
             let count = self.index.count(&options.range, at);
             return Ok(self.answer(Vec::new(), count, false));
         }
+        if let (KeyRange::Single(key), Content::Rows) = (&options.range, options.content) {
+            return self.single(key, options, at);
+        }
         let mut selected = self.select(options, at);
         let count = match options.limit() {
             Some(limit) if limit < selected.len() && options.limits_early() => {
@@ -213,6 +216,26 @@ impl View {
             }
         };
         Ok(self.answer(rows, count, more))
+    }
+
+    /// The answer to the most frequent question: everything about one key.
+    fn single(
+        &self,
+        key: &[u8],
+        options: &RangeOptions,
+        at: Revision,
+    ) -> Result<RangeAnswer, ReadError> {
+        let Some(version) = self.index.get(key).and_then(|entry| entry.at(at)) else {
+            return Ok(self.answer(Vec::new(), 0, false));
+        };
+        if !options.filters.keep(&version) {
+            return Ok(self.answer(Vec::new(), 1, false));
+        }
+        let rows = match self.ring.get(version.modified) {
+            Some(row) => vec![row.value.clone()],
+            None => self.rows(&[version.modified])?,
+        };
+        Ok(self.answer(rows, 1, false))
     }
 
     fn answer(&self, rows: Vec<Bytes>, count: usize, more: bool) -> RangeAnswer {

@@ -76,16 +76,14 @@ impl Store {
             attachments: HashMap::new(),
             failed: None,
         };
-        let mut stored = StoredCompactions::default();
-        source.scan(RowRevision::default(), &mut |found| stored = found, &mut |row| match scan
-            .row(row)
-        {
+        source.scan(RowRevision::default(), &mut |row| match scan.row(row) {
             Ok(()) => ControlFlow::Continue(()),
             Err(damage) => {
                 scan.failed = Some(damage);
                 ControlFlow::Break(())
             }
         })?;
+        let stored = source.compactions()?;
         scan.failed.take().map_or(Ok(()), Err)?;
         let (store, unfinished) = resume(source, scan.index, scan.last, stored);
         let mut attachments: Vec<_> = scan.attachments.into_iter().collect();
@@ -147,5 +145,87 @@ impl Scan {
         }
         self.last = at.main;
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        model::{KeyRange, Row},
+        mvcc::{CompactionStep, model_tests::MemorySource},
+    };
+
+    fn row(main: i64, value: Bytes) -> Row {
+        let revision = RowRevision { main: Revision(main), sub: 0 };
+        Row { revision, tombstone: false, value }
+    }
+
+    fn put(main: i64, key: &'static str, lease: i64) -> Row {
+        let version = crate::mvcc::KeyVersion {
+            create: Revision(main),
+            modified: RowRevision { main: Revision(main), sub: 0 },
+            version: 1,
+        };
+        let (key, value) = (Bytes::from_static(key.as_bytes()), Bytes::from_static(b"v"));
+        row(main, super::super::encoding::put_row(key, value, LeaseId(lease), &version))
+    }
+
+    fn recover(source: &Arc<MemorySource>) -> Result<(Store, Recovery), StoreError> {
+        Store::recover_from(Arc::clone(source) as Arc<dyn RowSource>)
+    }
+
+    #[test]
+    fn the_empty_row_of_a_bumped_snapshot_moves_the_revision_and_harms_nothing() {
+        let source = Arc::new(MemorySource::default());
+        source.store(vec![put(2, "a", 7), row(1_000_002, Bytes::new())]);
+        let (mut store, recovery) = recover(&source).expect("an empty row is no damage");
+        assert_eq!(store.revision(), Revision(1_000_002));
+        assert_eq!(recovery.attachments, [(Bytes::from_static(b"a"), LeaseId(7))]);
+        let all = KeyRange::from_wire(Bytes::from_static(b"\0"), Bytes::from_static(b"\0"));
+        assert_eq!(store.view().count(&all), 1, "no client sees the empty key");
+
+        store.compact(store.revision()).expect("not compacted yet");
+        while !matches!(store.compaction_step(), CompactionStep::Idle) {}
+        let mut txn = store.write();
+        txn.put(&Bytes::from_static(b"b"), Bytes::new(), LeaseId(0));
+        assert_eq!(txn.commit().revision, Revision(1_000_003));
+        let old = store.view().events_between(Revision(1_000_002), Revision(1_000_003), 9);
+        assert_eq!(old.expect("readable").batches.len(), 2);
+    }
+
+    #[test]
+    fn a_row_that_is_no_key_value_keeps_the_member_from_starting() {
+        let source = Arc::new(MemorySource::default());
+        source.store(vec![put(2, "a", 0), row(3, Bytes::from_static(b"\x0a\xff"))]);
+        let StoreError::Damaged(damage) = recover(&source).expect_err("a broken row");
+        assert_eq!(damage.to_string(), "row 3.0 is not a key-value");
+    }
+
+    #[test]
+    fn an_interrupted_compaction_goes_on_and_keeps_the_revision() {
+        let source = Arc::new(MemorySource::default());
+        source.store(vec![put(2, "a", 0), put(3, "a", 0)]);
+        source.schedule(Revision(9));
+        let (mut store, recovery) = recover(&source).expect("whole");
+        assert_eq!(recovery.unfinished, Some(Revision(9)));
+        assert_eq!((store.revision(), store.compacted()), (Revision(9), Revision(9)));
+        let mut deleted = Vec::new();
+        loop {
+            match store.compaction_step() {
+                CompactionStep::Idle => break,
+                CompactionStep::Working => {}
+                CompactionStep::Hash(job) => panic!("an interrupted compaction hashes: {job:?}"),
+                CompactionStep::Delete { dead, last, .. } => {
+                    deleted.extend(dead.iter().map(|at| at.main));
+                    assert!(last);
+                }
+            }
+        }
+        assert_eq!(deleted, [Revision(2)]);
+        assert!(matches!(
+            store.compact(Revision(9)),
+            Err(crate::model::Rejection::Compacted { .. })
+        ));
     }
 }

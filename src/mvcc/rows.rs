@@ -118,21 +118,24 @@ impl<'a> From<&'a Row> for StoredRow<'a> {
 /// Stored rows. The backend in production, memory in tests.
 pub(super) trait RowSource: fmt::Debug + Send + Sync {
     /// Reads the rows at `wanted`, which ascend, in one read transaction; `found` learns the place
-    /// in `wanted` of each that is there. Returns how far compactions had come.
+    /// in `wanted` of each that is there.
     fn fetch(
         &self,
         wanted: &[RowRevision],
         found: &mut dyn FnMut(usize, StoredRow<'_>),
-    ) -> Result<StoredCompactions, Damage>;
+    ) -> Result<(), Damage>;
 
     /// Shows the rows from `from` on in ascending order, in one read transaction, until told to
-    /// stop. `begin` learns first how far compactions had come.
+    /// stop.
     fn scan(
         &self,
         from: RowRevision,
-        begin: &mut dyn FnMut(StoredCompactions),
         show: &mut dyn FnMut(StoredRow<'_>) -> ControlFlow<()>,
     ) -> Result<(), Damage>;
+
+    /// How far compactions have come by now. It is stored before the first row is deleted, so
+    /// whoever asks after reading learns of every deletion that may have been in the way.
+    fn compactions(&self) -> Result<StoredCompactions, Damage>;
 }
 
 /// The newest rows.

@@ -24,7 +24,7 @@ impl RowSource for Backend {
         &self,
         wanted: &[RowRevision],
         found: &mut dyn FnMut(usize, StoredRow<'_>),
-    ) -> Result<StoredCompactions, Damage> {
+    ) -> Result<(), Damage> {
         let reader = self.reader()?;
         let mut place = 0;
         while place < wanted.len() {
@@ -38,17 +38,15 @@ impl RowSource for Backend {
             }
             place += run;
         }
-        compactions(&reader)
+        Ok(())
     }
 
     fn scan(
         &self,
         from: RowRevision,
-        begin: &mut dyn FnMut(StoredCompactions),
         show: &mut dyn FnMut(StoredRow<'_>) -> ControlFlow<()>,
     ) -> Result<(), Damage> {
         let reader = self.reader()?;
-        begin(compactions(&reader)?);
         for row in reader.row_refs(from)? {
             if show(row?.into()).is_break() {
                 break;
@@ -56,19 +54,19 @@ impl RowSource for Backend {
         }
         Ok(())
     }
-}
 
-/// How far compactions had come at the reader's commit.
-pub(super) fn compactions(reader: &Reader<'_>) -> Result<StoredCompactions, Damage> {
-    let revision = |name| -> Result<Option<Revision>, Damage> {
-        let stored = reader.get(Table::Meta, name)?.and_then(parse_etcd_revision);
-        Ok(stored.map(|(revision, _)| revision.main))
-    };
-    let never = StoredCompactions::NEVER;
-    Ok(StoredCompactions {
-        scheduled: revision(SCHEDULED_COMPACT_REVISION)?.unwrap_or(never.scheduled),
-        finished: revision(FINISHED_COMPACT_REVISION)?.unwrap_or(never.finished),
-    })
+    fn compactions(&self) -> Result<StoredCompactions, Damage> {
+        let reader = self.reader()?;
+        let revision = |name| -> Result<Option<Revision>, Damage> {
+            let stored = reader.get(Table::Meta, name)?.and_then(parse_etcd_revision);
+            Ok(stored.map(|(revision, _)| revision.main))
+        };
+        let never = StoredCompactions::NEVER;
+        Ok(StoredCompactions {
+            scheduled: revision(SCHEDULED_COMPACT_REVISION)?.unwrap_or(never.scheduled),
+            finished: revision(FINISHED_COMPACT_REVISION)?.unwrap_or(never.finished),
+        })
+    }
 }
 
 /// How many of the first rows lie so close together that walking is cheaper than looking up.

@@ -134,7 +134,7 @@ impl Store {
 
     /// How far stored compactions have come, if they have ended.
     fn stored_compaction(&self) -> Option<Revision> {
-        let stored = self.source.fetch(&[], &mut |_, _| {}).unwrap_or_else(|damage| {
+        let stored = self.source.compactions().unwrap_or_else(|damage| {
             tracing::warn!(%damage, "cannot read how far compactions have come");
             StoredCompactions { scheduled: Revision(i64::MAX), finished: NEVER_COMPACTED }
         });

@@ -16,7 +16,7 @@ use super::{
     encoding::Block,
     hash::Hashes,
     index::KeyIndex,
-    rows::{Damage, RingView, RowSource, StoredCompactions, StoredRow},
+    rows::{Damage, RingView, RowSource, StoredRow},
     version::KeyVersion,
 };
 use crate::model::{KeyRange, Rejection, Revision, RowRevision};
@@ -115,13 +115,18 @@ impl View {
     /// The rows at `wanted`, all of which the view's index knows, in the same order.
     pub(super) fn rows(&self, wanted: &[RowRevision]) -> Result<Vec<Bytes>, ReadError> {
         let mut rows = vec![None; wanted.len()];
-        let compactions = self.fetch_into(wanted, &mut rows)?;
-        let missing = rows.iter().position(Option::is_none).map(|place| wanted[place]);
-        match missing {
-            None => Ok(rows.into_iter().flatten().collect()),
-            Some(_) if self.compacted < compactions.scheduled => Err(ReadError::Outdated),
-            Some(at) => Err(Damage::Missing(at).into()),
+        self.fetch_into(wanted, &mut rows)?;
+        if let Some(place) = rows.iter().position(Option::is_none) {
+            self.check_outdated()?;
+            return Err(Damage::Missing(wanted[place]).into());
         }
+        Ok(rows.into_iter().flatten().collect())
+    }
+
+    /// Fails if a newer compaction than the view knows may have deleted rows by now.
+    pub(super) fn check_outdated(&self) -> Result<(), ReadError> {
+        let scheduled = self.source.compactions()?.scheduled;
+        if self.compacted < scheduled { Err(ReadError::Outdated) } else { Ok(()) }
     }
 
     /// The revision that a reader who asks for `asked` reads: 0 and below stand for the newest.
@@ -140,17 +145,18 @@ impl View {
     }
 
     /// Shows every row from `from` on in ascending order, those of the backend and then those of
-    /// the ring, until told to stop. `begin` learns how far stored compactions had come.
+    /// the ring, until told to stop. Returns whether the backend was asked, where a compaction
+    /// may have been.
     pub(super) fn scan(
         &self,
         from: RowRevision,
-        begin: &mut dyn FnMut(StoredCompactions),
         show: &mut dyn FnMut(StoredRow<'_>) -> ControlFlow<()>,
-    ) -> Result<(), ReadError> {
+    ) -> Result<bool, ReadError> {
         let in_memory = self.ring.first().map(|row| row.revision);
         let mut stopped = false;
-        if in_memory.is_none_or(|first| from < first) {
-            self.source.scan(from, begin, &mut |row| {
+        let stored = in_memory.is_none_or(|first| from < first);
+        if stored {
+            self.source.scan(from, &mut |row| {
                 if in_memory.is_some_and(|first| first <= row.revision)
                     || self.revision < row.revision.main
                 {
@@ -164,14 +170,14 @@ impl View {
         if !stopped {
             let _all_or_stopped = self.ring.from(from).try_for_each(|row| show(row.into()));
         }
-        Ok(())
+        Ok(stored)
     }
 
     fn fetch_into(
         &self,
         wanted: &[RowRevision],
         rows: &mut [Option<Bytes>],
-    ) -> Result<StoredCompactions, ReadError> {
+    ) -> Result<(), ReadError> {
         let mut stored = Vec::new();
         for (place, &at) in wanted.iter().enumerate() {
             match self.ring.get(at) {
@@ -180,16 +186,16 @@ impl View {
             }
         }
         if stored.is_empty() {
-            return Ok(StoredCompactions::default());
+            return Ok(());
         }
         // The order of the backend, so that its pages are visited once.
         stored.sort_unstable();
         let revisions: Vec<_> = stored.iter().map(|(at, _)| *at).collect();
         let mut block = Block::new(stored.len());
-        let compactions = self.source.fetch(&revisions, &mut |found, row| {
+        self.source.fetch(&revisions, &mut |found, row| {
             let copy = block.row(row.value.len(), |out| out.extend_from_slice(row.value));
             rows[stored[found].1] = Some(copy);
         })?;
-        Ok(compactions)
+        Ok(())
     }
 }
