@@ -91,6 +91,13 @@ impl Shared {
         }
     }
 
+    /// Publishes the size after a commit: the file never shrinks by one.
+    pub(super) fn committed(&self, sizes: Sizes) {
+        let total = sizes.total.max(self.total_bytes.load(Ordering::Relaxed));
+        self.set_sizes(Sizes { total, ..sizes });
+    }
+
+    /// Publishes the size of another file.
     pub(super) fn set_sizes(&self, sizes: Sizes) {
         self.total_bytes.store(sizes.total, Ordering::Relaxed);
         self.in_use_bytes.store(sizes.in_use, Ordering::Relaxed);
@@ -370,6 +377,7 @@ fn lock(dir: &Path, clock: &Clock) -> io::Result<File> {
                 "db file is flocked by another process, or taking too long"
             );
         }
-        std::thread::sleep(LOCK_RETRY);
+        // Nobody says when the lock is free.
+        std::thread::park_timeout(LOCK_RETRY);
     }
 }

@@ -9,7 +9,10 @@ use super::{
     Backend, BackendError, BackendOptions, Fault, Place, Table, Writer, keys,
     tables::CONSISTENT_INDEX,
 };
-use crate::model::{LogIndex, Revision, Row, RowRevision};
+use crate::{
+    base::thread::{Priority, spawn},
+    model::{LogIndex, Revision, Row, RowRevision},
+};
 
 fn open(dir: &Path) -> (Backend, Writer) {
     Backend::open(&BackendOptions::new(dir.join("db.lmdb"))).expect("an empty place")
@@ -198,11 +201,12 @@ fn second_owner_waits_for_the_first() {
     let (backend, writer) = open(dir.path());
     let (sender, receiver) = std::sync::mpsc::sync_channel(1);
     let path = dir.path().to_owned();
-    let second = std::thread::spawn(move || {
+    let second = spawn("second", Priority::Normal, move || {
         let opened = open(&path);
         sender.send(()).unwrap();
         drop(opened);
     });
+    let second = second.unwrap();
     assert!(receiver.try_recv().is_err(), "two owners at one time");
     drop(writer);
     drop(backend);
@@ -218,4 +222,21 @@ fn address_space_that_is_refused_is_asked_for_in_smaller_amounts() {
     let (backend, mut writer) = Backend::open(&options).expect("a smaller map");
     append(&mut writer, &[row(2, "a")]);
     assert_eq!(stored(&backend, 0).len(), 1);
+}
+
+#[test]
+fn new_member_is_far_below_the_smallest_quota_in_use() {
+    let dir = TempDir::new().unwrap();
+    let (backend, mut writer) = open(dir.path());
+    for main in 2..40 {
+        let mut txn = writer.begin().unwrap();
+        txn.append(&row(main, "some value")).unwrap();
+        txn.put(Table::Meta, CONSISTENT_INDEX, &keys::number(9)).unwrap();
+        txn.put(Table::Members, b"8e9e05c52164694d", &[7; 200]).unwrap();
+        txn.put(Table::Cluster, b"clusterVersion", b"3.7.0").unwrap();
+        txn.commit().unwrap();
+    }
+    // etcd's `TestAlarm` gives a member 13 pages and expects a put to fit.
+    let sizes = backend.sizes();
+    assert!(sizes.total <= 9 * 4096, "{sizes:?}");
 }

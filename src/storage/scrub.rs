@@ -85,7 +85,10 @@ impl Scrub {
             BackendError::Damaged { place: super::Place::Row(revision), .. } => {
                 Some(after(*revision))
             }
-            _ => None,
+            BackendError::Damaged { .. }
+            | BackendError::OutOfOrder { .. }
+            | BackendError::System { .. }
+            | BackendError::Lmdb { .. } => None,
         };
     }
 }

@@ -213,7 +213,7 @@ impl Transaction<'_> {
         failpoint!("afterCommit");
         metrics::COMMIT_SECONDS.observe((clock.now() - start).as_secs_f64());
         if let Some(shared) = shared {
-            shared.set_sizes(environment.sizes()?);
+            shared.committed(environment.sizes()?);
         }
         Ok(())
     }

@@ -185,7 +185,7 @@ impl FlusherHandle {
             // Nobody waits any more if this fails.
             drop(sender.send(outcome));
         })))?;
-        receiver.recv().map(drop).map_err(|_| Stopped)
+        receiver.recv().map(drop).map_err(|_dropped| Stopped)
     }
 }
 

@@ -346,7 +346,6 @@ const CHILD_DIR: &str = "OXETCD_TEST_FLUSHER_DIR";
 /// and copies for ever, and reports what is flushed.
 #[test]
 #[ignore = "started by another test"]
-#[expect(clippy::print_stdout, reason = "the parent reads it")]
 fn child_that_is_killed() {
     let dir = env::var(CHILD_DIR).expect("only another test starts this");
     let options =

@@ -82,12 +82,14 @@ impl Fill {
     pub(super) fn take(mut self) -> io::Result<Arc<File>> {
         self.progress.stop.store(true, Ordering::Release);
         let thread = self.thread.take().expect("only a finished fill has none");
+        thread.thread().unpark();
         thread.join().unwrap_or_else(|_| Err(io::Error::other("the filler panicked")))
     }
 
     fn finish_early(&mut self) {
         self.progress.stop.store(true, Ordering::Release);
         let Some(thread) = self.thread.take() else { return };
+        thread.thread().unpark();
         // What is not filled is written into as it is; only speed was at stake.
         if let Ok(Err(error)) = thread.join() {
             tracing::warn!(%error, "could not fill a WAL segment with zeros");
@@ -121,7 +123,7 @@ fn run(file: &File, progress: &Progress, to: u64) -> io::Result<()> {
         file.sync()?;
         filled += u64::try_from(chunk).expect("a chunk is small");
         progress.filled.store(filled, Ordering::Release);
-        std::thread::sleep(CHUNK_PAUSE);
+        std::thread::park_timeout(CHUNK_PAUSE);
     }
     Ok(())
 }

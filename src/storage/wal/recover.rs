@@ -84,7 +84,9 @@ pub(super) fn walk(
             let at = At { path: &path, offset: tail.offset };
             let record = match frame::read(&bytes[tail.offset..]) {
                 Frame::Record(record) => record,
-                other => break fault_of(&other).map(|fault| (at, fault, &bytes[tail.offset..])),
+                Frame::End => break None,
+                Frame::CutShort => break Some((at, WalFault::CutShort, &bytes[tail.offset..])),
+                Frame::Malformed(_) => break Some((at, WalFault::Shape, &bytes[tail.offset..])),
             };
             let crc = match record.kind {
                 // The checksum of what stood before the first segment is taken on trust.
@@ -116,15 +118,6 @@ pub(super) fn walk(
         }
     }
     Ok(tail)
-}
-
-fn fault_of(frame: &Frame) -> Option<WalFault> {
-    match frame {
-        Frame::End => None,
-        Frame::CutShort => Some(WalFault::CutShort),
-        Frame::Malformed(_) => Some(WalFault::Shape),
-        Frame::Record(_) => unreachable!("a record is no fault"),
-    }
 }
 
 /// Whether a crash can have left the frame at the beginning of `bytes` like this.
@@ -190,17 +183,24 @@ fn index_of(data: bytes::Bytes) -> Option<LogIndex> {
     Entry::decode(data).ok().map(|entry| entry_index(&entry))
 }
 
-/// How much of "entry, hard state, entry" was seen.
+/// What the records behind a fault have shown.
 #[derive(Debug, Default)]
 struct Proof {
     /// The last entry that was read back.
     reached: LogIndex,
-    entry: bool,
-    /// A hard state after an entry.
-    closed: bool,
+    seen: Seen,
     /// A hard state, and no hole since: an entry missing before the next one was before it.
     closed_before: bool,
     snapshot: bool,
+}
+
+/// How much of "entry, hard state, entry" was seen.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Seen {
+    #[default]
+    Nothing,
+    Entry,
+    HardState,
 }
 
 impl Proof {
@@ -211,14 +211,16 @@ impl Proof {
         match record.kind {
             Kind::Entry => {
                 let index = index_of(record.data).unwrap_or_default();
-                let lost = !self.entry && self.reached.next() < index;
-                if self.closed || (self.closed_before && lost) {
+                let lost = self.seen == Seen::Nothing && self.reached.next() < index;
+                if self.seen == Seen::HardState || (self.closed_before && lost) {
                     return true;
                 }
-                self.entry = true;
+                self.seen = Seen::Entry;
             }
             Kind::State => {
-                self.closed |= self.entry;
+                if self.seen == Seen::Entry {
+                    self.seen = Seen::HardState;
+                }
                 self.closed_before = true;
             }
             Kind::Snapshot => self.snapshot = true,
