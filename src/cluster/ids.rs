@@ -118,7 +118,7 @@ mod tests {
         let origin = MemberOrigin::Bootstrap { token: "etcd-cluster" };
         let member = member_id(&urls(&["http://localhost:2380"]), origin);
         assert_eq!(member, MemberId(0x8e9e_05c5_2164_694d));
-        assert_eq!(cluster_id([member]), ClusterId(0xcdf8_18194_e3a_8c32));
+        assert_eq!(cluster_id([member]), ClusterId(0xcdf8_1819_4e3a_8c32));
     }
 
     #[test]

@@ -116,7 +116,7 @@ pub fn parse_downgrade_target(text: &str) -> Result<Version, VersionError> {
     let parsed = text.parse::<Version>().or_else(|error| {
         if text.split('.').count() == 2 { format!("{text}.0").parse() } else { Err(error) }
     });
-    parsed.map(Version::without_patch).or_else(|_| Err(VersionError(text.to_owned())))
+    parsed.map(Version::without_patch).map_err(|_of_a_part| VersionError(text.to_owned()))
 }
 
 /// The cluster version that the leader should propose now, if any.

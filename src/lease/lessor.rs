@@ -31,7 +31,7 @@ use super::{
 use crate::model::LeaseId;
 
 /// Parts of the table that are locked separately; a power of two, well above the number of threads.
-const SHARDS: usize = 64;
+const SHARDS: u8 = 64;
 
 /// How leases behave on this member; the same on all of them, as it decides what is stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -374,7 +374,7 @@ impl Lessor {
 
     fn shard(&self, lease: LeaseId) -> &RwLock<HashMap<LeaseId, Arc<Lease>>> {
         // Ids that the server chooses differ in their low bits.
-        let low = lease.0.rem_euclid(SHARDS as i64);
+        let low = lease.0.rem_euclid(i64::from(SHARDS));
         &self.0.shards[usize::try_from(low).expect("a remainder of 64 is small")]
     }
 

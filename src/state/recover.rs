@@ -190,7 +190,7 @@ fn read_leases(reader: &Reader<'_>, settings: &Settings) -> Result<LeaseTable, R
     let mut leases = LeaseTable::new(settings.leases);
     for record in reader.scan(Table::Lease)? {
         let (key, value) = record?;
-        leases.restore(&key, value).map_err(RecoverError::Lease)?;
+        leases.restore(key, value).map_err(RecoverError::Lease)?;
     }
     Ok(leases)
 }
@@ -200,7 +200,7 @@ fn read_membership(reader: &Reader<'_>) -> Result<Membership, RecoverError> {
     for table in [Table::Members, Table::MembersRemoved, Table::Cluster] {
         for record in reader.scan(table)? {
             let (key, value) = record?;
-            membership.restore(table, &key, value).map_err(RecoverError::Membership)?;
+            membership.restore(table, key, value).map_err(RecoverError::Membership)?;
         }
     }
     Ok(membership)
@@ -210,7 +210,7 @@ fn read_alarms(reader: &Reader<'_>) -> Result<Alarms, RecoverError> {
     let mut alarms = Alarms::default();
     for record in reader.scan(Table::Alarm)? {
         let (key, _) = record?;
-        alarms.restore(&key).map_err(RecoverError::Alarm)?;
+        alarms.restore(key).map_err(RecoverError::Alarm)?;
     }
     Ok(alarms)
 }

@@ -151,7 +151,7 @@ impl Member {
         for table in Table::ALL {
             for record in reader.scan(table).expect("a table") {
                 let (key, value) = record.expect("a record");
-                let key = Bytes::copy_from_slice(&key);
+                let key = Bytes::copy_from_slice(key);
                 tables.insert((table, key), Bytes::copy_from_slice(value));
             }
         }

@@ -4,5 +4,7 @@
 //! rolled into one, on a real backend in a temporary directory.
 
 mod member;
+mod official;
 mod property;
+mod refusal;
 mod script;

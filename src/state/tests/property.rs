@@ -133,7 +133,7 @@ fn text() -> impl Strategy<Value = String> {
         .prop_map(str::to_owned)
 }
 
-fn request() -> impl Strategy<Value = Request> {
+pub(super) fn request() -> impl Strategy<Value = Request> {
     prop_oneof![
         8 => put().prop_map(Request::Put),
         4 => delete().prop_map(Request::DeleteRange),
@@ -204,7 +204,7 @@ proptest! {
         let mut shaky = Member::new();
         let crash_at = crash_at.min(log.len());
         for (position, request) in log[..crash_at].iter().enumerate() {
-            shaky.apply(request.clone());
+            drop(shaky.apply(request.clone()));
             if position % flush_every == 0 {
                 shaky.flush();
             }

@@ -163,7 +163,10 @@ impl Runner {
             _ => {
                 return match lessor.renew(LeaseId(number), now) {
                     Renewal::Expired(_) => "expired".to_owned(),
-                    other => format!("{other:?}"),
+                    other @ (Renewal::Renewed { .. }
+                    | Renewal::NotFound
+                    | Renewal::NotPrimary
+                    | Renewal::CheckpointFirst) => format!("{other:?}"),
                 };
             }
         }
