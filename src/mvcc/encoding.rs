@@ -19,6 +19,13 @@ use crate::model::{LeaseId, Revision, RowRevision};
 /// Rows of an answer are copied into blocks of this many bytes, not into an allocation each.
 const BLOCK_BYTES: usize = 64 * 1024;
 
+/// New rows are written into blocks of this many bytes. A block lives as long as any of its rows,
+/// so it is small enough that a slow watcher does not hold much more than what it waits for.
+const WRITE_BLOCK_BYTES: usize = 8 * 1024;
+
+/// Rows of more bytes than this have an allocation of their own.
+const SHARED_ROW_BYTES_MAX: usize = WRITE_BLOCK_BYTES / 4;
+
 /// Room for the rows of an answer.
 #[derive(Debug)]
 pub(super) struct Block {
@@ -45,21 +52,45 @@ impl Block {
     }
 }
 
-/// The row of a put.
-pub(super) fn put_row(key: Bytes, value: Bytes, lease: LeaseId, version: &KeyVersion) -> Bytes {
-    encode(&KeyValue {
-        key,
-        create_revision: version.create.0,
-        mod_revision: version.modified.main.0,
-        version: version.version,
-        value,
-        lease: lease.0,
-    })
-}
+/// Encodes new rows, several into one allocation.
+#[derive(Debug, Default)]
+pub(super) struct RowWriter(BytesMut);
 
-/// The row of a deletion: only the key.
-pub(super) fn tombstone_row(key: Bytes) -> Bytes {
-    encode(&KeyValue { key, ..KeyValue::default() })
+impl RowWriter {
+    /// The row of a put.
+    pub(super) fn put(
+        &mut self,
+        key: Bytes,
+        value: Bytes,
+        lease: LeaseId,
+        version: &KeyVersion,
+    ) -> Bytes {
+        self.write(&KeyValue {
+            key,
+            create_revision: version.create.0,
+            mod_revision: version.modified.main.0,
+            version: version.version,
+            value,
+            lease: lease.0,
+        })
+    }
+
+    /// The row of a deletion: only the key.
+    pub(super) fn tombstone(&mut self, key: Bytes) -> Bytes {
+        self.write(&KeyValue { key, ..KeyValue::default() })
+    }
+
+    fn write(&mut self, row: &KeyValue) -> Bytes {
+        let bytes = row.encoded_len();
+        if SHARED_ROW_BYTES_MAX < bytes {
+            return encode(row);
+        }
+        if self.0.capacity() < bytes {
+            self.0 = BytesMut::with_capacity(WRITE_BLOCK_BYTES);
+        }
+        row.encode(&mut self.0).expect("a BytesMut grows as needed");
+        self.0.split().freeze()
+    }
 }
 
 /// What a watcher is told of a deletion: the key, and when it was deleted.

@@ -259,7 +259,7 @@ mod tests {
             let right = keys.split_off(at);
             let model_right = model.split_off(at);
             prop_assert_eq!(keys_of(&keys), model.clone());
-            prop_assert_eq!(keys_of(&right), model_right.clone());
+            prop_assert_eq!(&keys_of(&right), &model_right);
             if let (Some(left), Some(right)) = (model.last(), model_right.first()) {
                 let between = separator(
                     KeyRef { prefix: left, suffix: b"" },

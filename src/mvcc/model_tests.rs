@@ -14,7 +14,7 @@ use proptest::prelude::*;
 
 use super::{
     compact::{Compaction, CompactionStep},
-    encoding,
+    encoding::{self, RowWriter},
     event::EventKind,
     hash::HashKv,
     range::{Content, RangeOptions},
@@ -212,7 +212,7 @@ impl Naive {
             modified: at,
             version: previous.map_or(1, |previous| previous.version + 1),
         };
-        let row = encoding::put_row(
+        let row = RowWriter::default().put(
             Bytes::copy_from_slice(key),
             Bytes::copy_from_slice(value),
             lease,
@@ -223,7 +223,7 @@ impl Naive {
     }
 
     fn delete(&mut self, at: RowRevision, key: &[u8]) {
-        let row = encoding::tombstone_row(Bytes::copy_from_slice(key));
+        let row = RowWriter::default().tombstone(Bytes::copy_from_slice(key));
         self.facts.push(Fact { at, key: key.to_vec(), put: None, row });
     }
 

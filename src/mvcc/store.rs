@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use super::{
     compact::{Compaction, CompactionStep, Compactions},
+    encoding::RowWriter,
     event::Event,
     hash::{HashJob, Hashes},
     index::KeyIndex,
@@ -33,6 +34,7 @@ pub struct Store {
     compacted: Revision,
     index: KeyIndex,
     ring: Ring,
+    row_writer: RowWriter,
     source: Arc<dyn RowSource>,
     hashes: Arc<Hashes>,
     compactions: Compactions,
@@ -52,6 +54,7 @@ impl Store {
             compacted,
             index,
             ring: Ring::new(CACHE_BYTES_MAX, revision),
+            row_writer: RowWriter::default(),
             source,
             hashes: Arc::default(),
             compactions: Compactions::default(),
@@ -183,6 +186,10 @@ impl Store {
 
     pub(super) const fn ring_mut(&mut self) -> &mut Ring {
         &mut self.ring
+    }
+
+    pub(super) const fn row_writer(&mut self) -> &mut RowWriter {
+        &mut self.row_writer
     }
 
     #[cfg(test)]

@@ -84,7 +84,7 @@ impl<'s> WriteTxn<'s> {
         let at = self.next_row();
         let changed = self.store.index_mut().edit(key, Edit::Put(at));
         let now = changed.now.expect("a put leaves a live key");
-        let row = encoding::put_row(key.clone(), value, lease, &now);
+        let row = self.store.row_writer().put(key.clone(), value, lease, &now);
         self.record(key, row, at, EventKind::Put, &changed);
         PutDone { previous: changed.previous, now }
     }
@@ -100,7 +100,7 @@ impl<'s> WriteTxn<'s> {
         for Deleted { key, .. } in &deleted {
             let at = self.next_row();
             let changed = self.store.index_mut().edit(key, Edit::Delete(at));
-            let row = encoding::tombstone_row(key.clone());
+            let row = self.store.row_writer().tombstone(key.clone());
             self.record(key, row, at, EventKind::Delete, &changed);
         }
         deleted
