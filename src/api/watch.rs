@@ -49,6 +49,7 @@ use super::{
 use crate::{
     base::{
         clock::Clock,
+        courier::Courier,
         metrics::{Histogram, histogram},
     },
     model::{Rejection, Revision, Unavailable},
@@ -130,8 +131,10 @@ where
     B: http_body::Body<Data = Bytes> + Send + Unpin + 'static,
     B::Error: Display,
 {
+    let mut stream = edge.member.watch().open();
+    stream.use_courier(Courier::of_this_thread());
     let conversation = Conversation {
-        stream: edge.member.watch().open(),
+        stream,
         messages: Some(client_messages(messages)),
         interruption: interruption(edge, headers),
         state: State::Open,

@@ -6,6 +6,7 @@
 //! uses none of them.
 
 pub mod clock;
+pub mod courier;
 pub mod duration;
 pub mod failpoint;
 pub mod file;

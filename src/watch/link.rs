@@ -29,7 +29,10 @@ use super::{
     hub::{Credit, Outbox, StreamId},
     request::Request,
 };
-use crate::base::metrics::{IntCounter, IntGauge, counter, gauge};
+use crate::base::{
+    courier::{Courier, Rounds},
+    metrics::{IntCounter, IntGauge, counter, gauge},
+};
 
 /// A stream's unanswered requests. A client has to read answers before it may ask for more.
 const REQUESTS_MAX: usize = 128;
@@ -79,6 +82,7 @@ pub(super) trait Ring: Send + Sync {
 /// A client's stream of requests and responses. Dropping it ends its watchers.
 pub struct WatchStream {
     link: Arc<Link>,
+    courier: Option<Arc<Courier>>,
     bell: Arc<dyn Ring>,
     taken: VecDeque<Frame>,
 }
@@ -117,6 +121,7 @@ struct State {
     closed: bool,
     end: Option<End>,
     frame_waker: Option<Waker>,
+    courier: Option<Arc<Courier>>,
     request_waker: Option<Waker>,
 }
 
@@ -126,7 +131,12 @@ impl WatchStream {
         link.lock().rung = true;
         STREAMS.inc();
         bell.open(Arc::clone(&link));
-        Self { link, bell, taken: VecDeque::new() }
+        Self { link, bell, courier: None, taken: VecDeque::new() }
+    }
+
+    /// Has its task woken by `courier`, which is cheaper if many streams hear of the same.
+    pub fn use_courier(&mut self, courier: Arc<Courier>) {
+        self.courier = Some(courier);
     }
 
     /// Waits until a request may be sent.
@@ -169,6 +179,7 @@ impl WatchStream {
             }
             if state.frame_waker.as_ref().is_none_or(|waker| !waker.will_wake(context.waker())) {
                 state.frame_waker = Some(context.waker().clone());
+                state.courier.clone_from(&self.courier);
             }
             return Poll::Pending;
         }
@@ -261,8 +272,13 @@ impl Link {
     }
 
     /// Hands responses over, and says what was taken since the last time. If watchers wait for
-    /// room, the next take rings.
-    pub(super) fn deliver(&self, outbox: &mut Outbox, watchers_wait: bool) -> Credit {
+    /// room, the next take rings. Whoever reads is woken, at the latest by `rounds`.
+    pub(super) fn deliver(
+        &self,
+        outbox: &mut Outbox,
+        watchers_wait: bool,
+        rounds: &mut Rounds,
+    ) -> Credit {
         let mut state = self.lock();
         state.hub_waits |= watchers_wait;
         let credit = std::mem::take(&mut state.taken);
@@ -279,10 +295,12 @@ impl Link {
         state.queued += queued;
         state.queued_events += events;
         PENDING_EVENTS.add(i64::try_from(events).unwrap_or(i64::MAX));
-        let waker = state.frame_waker.take();
+        let (waker, courier) = (state.frame_waker.take(), state.courier.take());
         drop(state);
-        if let Some(waker) = waker {
-            waker.wake();
+        match (waker, courier) {
+            (Some(waker), Some(courier)) => rounds.add(waker, courier),
+            (Some(waker), None) => waker.wake(),
+            (None, _) => {}
         }
         credit
     }

@@ -51,6 +51,7 @@ mod tests;
 pub fn register_metrics() {
     ledger::register_metrics();
     link::register_metrics();
+    thread::register_metrics();
 }
 
 /// The watch service of a member.

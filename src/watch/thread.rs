@@ -7,7 +7,7 @@
 use std::{
     fmt,
     sync::{
-        Arc,
+        Arc, LazyLock,
         atomic::{AtomicUsize, Ordering},
     },
     time::Duration,
@@ -22,10 +22,30 @@ use super::{
     mailbox::{Mail, Mailbox},
 };
 use crate::{
-    base::{clock::Clock, random::Random},
+    base::{
+        clock::Clock,
+        courier::Rounds,
+        metrics::{Histogram, histogram},
+        random::Random,
+    },
     model::Term,
     mvcc::EventBatch,
 };
+
+static PROGRESS_SECONDS: LazyLock<Histogram> = LazyLock::new(|| {
+    histogram(
+        "etcd_debugging_server_watch_send_loop_progress_duration_seconds",
+        "The total duration in seconds of running through the progress loop control stream \
+         response.",
+        0.001,
+        14,
+    )
+});
+
+/// Makes the series of this file exist from the start.
+pub(super) fn register_metrics() {
+    LazyLock::force(&PROGRESS_SECONDS);
+}
 
 /// The watch service. Cloning shares it.
 #[derive(Debug)]
@@ -49,6 +69,7 @@ pub struct Lane<H> {
     links: Vec<Option<Arc<Link>>>,
     clock: Clock,
     term: TermSource,
+    rounds: Rounds,
 }
 
 /// Tells the term that responses state.
@@ -78,6 +99,7 @@ where
         links: Vec::new(),
         clock: clock.clone(),
         term: Arc::clone(term),
+        rounds: Rounds::default(),
     };
     let lanes: Vec<Lane<H>> = (0..lanes).map(new_lane).collect();
     let mailboxes: Arc<[_]> = lanes.iter().map(|lane| Arc::clone(&lane.mailbox)).collect();
@@ -165,7 +187,10 @@ impl<H: History + Clone + Send> Lane<H> {
         for link in mail.rung {
             self.serve(link, now);
         }
-        self.hub.tick(now);
+        if self.hub.next_deadline().is_some_and(|due| due <= now) {
+            self.hub.tick(now);
+            PROGRESS_SECONDS.observe(self.clock.now().saturating_sub(now).as_secs_f64());
+        }
         // Fresh events do not wait for those who read history.
         self.flush();
         if self.hub.is_behind() {
@@ -227,9 +252,10 @@ impl<H: History + Clone + Send> Lane<H> {
         while let Some(stream) = self.hub.take_dirty() {
             let link = self.links[stream.0 as usize].as_ref().expect("the stream is open");
             let (outbox, watchers_wait) = self.hub.outbox(stream);
-            let credit = link.deliver(outbox, watchers_wait);
+            let credit = link.deliver(outbox, watchers_wait, &mut self.rounds);
             self.hub.give_room(stream, credit);
         }
+        self.rounds.go();
     }
 }
 
