@@ -150,7 +150,6 @@ fn second_meta_page_stands_in_for_the_first() {
 
 /// Whether the official `etcdutl` finds the file sound and reads the same bytes from it. It is
 /// looked for in the directory that `OXETCD_OFFICIAL_BIN` names; without it nothing is checked.
-#[expect(clippy::print_stderr, reason = "a skipped test has to say so")]
 fn check_officially(buckets: &Buckets) {
     let path = std::env::var_os("OXETCD_OFFICIAL_BIN")
         .map(|dir| std::path::PathBuf::from(dir).join("etcdutl"))

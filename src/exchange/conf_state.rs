@@ -30,10 +30,10 @@ pub fn conf_state_json(state: &ConfState) -> Bytes {
 
 /// The membership that the values of the table `members` make; `None` if there are none, or if one
 /// is not a member.
-pub(super) fn conf_state_of<'a>(members: impl Iterator<Item = &'a [u8]>) -> Option<ConfState> {
+pub(super) fn conf_state_of(members: impl Iterator<Item = impl AsRef<[u8]>>) -> Option<ConfState> {
     let mut state = ConfState::default();
     for member in members {
-        let member: Value = serde_json::from_slice(member).ok()?;
+        let member: Value = serde_json::from_slice(member.as_ref()).ok()?;
         let id = member.get("id")?.as_u64()?;
         let is_learner = member.get("isLearner").and_then(Value::as_bool).unwrap_or(false);
         if is_learner { state.learners.push(id) } else { state.voters.push(id) }
@@ -60,7 +60,7 @@ mod tests {
         assert_eq!(conf_state_json(&state), expected);
         let alone = ConfState { learners: Vec::new(), voters: vec![3], ..state };
         assert_eq!(conf_state_json(&alone), br#"{"voters":[3],"auto_leave":false}"#.as_slice());
-        assert_eq!(conf_state_of(std::iter::empty()), None);
+        assert_eq!(conf_state_of(std::iter::empty::<&[u8]>()), None);
         assert_eq!(conf_state_of([b"x".as_slice()].into_iter()), None);
     }
 }
