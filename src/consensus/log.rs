@@ -437,7 +437,8 @@ impl Log {
     /// batches that are done with.
     pub(super) fn applied_to(&mut self, index: LogIndex) -> u64 {
         assert!(index <= self.committed, "L1: applied {index} of {}", self.committed);
-        let may_jump = self.installing.as_ref().is_some_and(|it| index == it.index);
+        // A later snapshot may have come while the one that is reported was being installed.
+        let may_jump = self.installing.as_ref().is_some_and(|it| index <= it.index);
         assert!(may_jump || index <= self.applying, "L1: applied {index} of {}", self.applying);
         // A report from before a snapshot arrives late; the state machine is replaced anyway.
         if self.applied < index {

@@ -287,14 +287,16 @@ fn proposed(entries: Vec<Entry>) -> Result<Vec<Entry>, StepError> {
 pub(super) fn conf_change(entry: &Entry) -> Result<Option<ConfChangeV2>, StepError> {
     use prost::Message as _;
 
-    let data = entry.data.clone().unwrap_or_default();
+    let data = || entry.data.clone().unwrap_or_default();
     let broken = |_| StepError::Malformed("a membership change that does not decode");
     match entry_kind(entry) {
         Some(EntryType::EntryNormal) => Ok(None),
         Some(EntryType::EntryConfChange) => {
-            Ok(Some(super::membership::several(&ConfChange::decode(data).map_err(broken)?)))
+            Ok(Some(super::membership::several(&ConfChange::decode(data()).map_err(broken)?)))
         }
-        Some(EntryType::EntryConfChangeV2) => Ok(Some(ConfChangeV2::decode(data).map_err(broken)?)),
+        Some(EntryType::EntryConfChangeV2) => {
+            Ok(Some(ConfChangeV2::decode(data()).map_err(broken)?))
+        }
         None => Err(StepError::Malformed("an entry of an unknown kind")),
     }
 }

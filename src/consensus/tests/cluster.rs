@@ -114,7 +114,10 @@ enum Work {
 #[derive(Debug)]
 pub(super) struct Member {
     pub(super) raft: Option<Raft>,
+    /// What was written.
     disk: Disk,
+    /// What of it cannot get lost any more.
+    synced: Disk,
     writing: VecDeque<Batch>,
     applying: VecDeque<Work>,
     pub(super) machine: Machine,
@@ -138,6 +141,8 @@ pub(super) struct Cluster {
     pub(super) reads_answered: usize,
     pub(super) snapshots_installed: usize,
     next_payload: u64,
+    /// A digest of every message that was received, in order.
+    pub(super) trace: u64,
 }
 
 impl Cluster {
@@ -159,6 +164,7 @@ impl Cluster {
             reads_answered: 0,
             snapshots_installed: 0,
             next_payload: 0,
+            trace: 0,
         };
         for id in 1..=members {
             let machine = if id <= voters {
@@ -183,7 +189,9 @@ impl Cluster {
             let checkpoint = machine.clone();
             let writing = VecDeque::new();
             let applying = VecDeque::new();
-            let member = Member { raft: None, disk, writing, applying, machine, checkpoint };
+            let synced = disk.clone();
+            let member =
+                Member { raft: None, disk, synced, writing, applying, machine, checkpoint };
             cluster.members.insert(id, member);
             cluster.start(id);
         }
@@ -222,6 +230,9 @@ impl Cluster {
             return;
         }
         member.applying.clear();
+        if random.one_in(2) {
+            member.disk = member.synced.clone();
+        }
         let survivors = random.index(member.writing.len() + 1);
         for mut batch in std::mem::take(&mut member.writing).into_iter().take(survivors) {
             if random.one_in(2) {
@@ -233,6 +244,7 @@ impl Cluster {
             }
             member.disk.write(&batch);
         }
+        member.synced = member.disk.clone();
     }
 
     fn raft(&mut self, id: u64) -> Option<&mut Raft> {
@@ -279,6 +291,9 @@ impl Cluster {
         let mut last = None;
         for batch in member.writing.drain(..count) {
             member.disk.write(&batch);
+            if batch.must_sync {
+                member.synced = member.disk.clone();
+            }
             network.extend(batch.messages);
             last = Some(batch.number);
             member.applying.extend(batch.snapshot.map(Work::Install));
@@ -337,7 +352,7 @@ impl Cluster {
     /// Makes the state machine durable as it is, as far as its log is.
     pub(super) fn checkpoint(&mut self, id: u64) {
         let member = self.members.get_mut(&id).unwrap();
-        let durable = member.disk.entries.last().map_or(0, |entry| entry.index.unwrap());
+        let durable = member.synced.entries.last().map_or(0, |entry| entry.index.unwrap());
         if member.raft.is_some() && member.machine.applied.0 <= durable {
             member.checkpoint = member.machine.clone();
         }
@@ -350,7 +365,7 @@ impl Cluster {
         let member = members.get_mut(&id).unwrap();
         let Some(raft) = member.raft.as_mut() else { return };
         let applied = member.checkpoint.applied;
-        let is_durable = member.disk.hard_state.commit.unwrap_or(0) >= applied.0;
+        let is_durable = member.synced.hard_state.commit.unwrap_or(0) >= applied.0;
         if applied != raft.applied_index() || !is_durable {
             return;
         }
@@ -361,6 +376,7 @@ impl Cluster {
         if member.disk.snapshot_index() < applied.0 {
             member.disk.snapshot = snapshot;
             member.disk.entries.retain(|entry| applied.0 < entry.index.unwrap());
+            member.synced = member.disk.clone();
         }
     }
 
@@ -385,7 +401,11 @@ impl Cluster {
     pub(super) fn receive(&mut self, message: Message) {
         let to = message.to.unwrap();
         // What travels is bytes.
-        let message = Message::decode(message.encode_to_vec().as_slice()).unwrap();
+        let bytes = message.encode_to_vec();
+        for byte in &bytes {
+            self.trace = self.trace.wrapping_mul(31).wrapping_add(u64::from(*byte));
+        }
+        let message = Message::decode(bytes.as_slice()).unwrap();
         let Some(raft) = self.raft(to) else { return };
         let kind = message.r#type;
         match raft.step(message) {

@@ -315,6 +315,30 @@ fn nothing_is_applied_while_a_snapshot_is_being_installed() {
 }
 
 #[test]
+fn a_second_snapshot_may_come_while_the_first_is_being_installed() {
+    let mut raft = three(&[1]);
+    let conf_state = Some(raft.conf_state());
+    let install = |raft: &mut Raft, index| {
+        let metadata =
+            SnapshotMetadata { conf_state: conf_state.clone(), index: Some(index), term: Some(2) };
+        let snapshot = Snapshot { data: None, metadata: Some(metadata) };
+        let message = Message { snapshot: Some(snapshot), ..from(2, MessageType::MsgSnap, 2) };
+        raft.step(message).unwrap();
+        batch(raft).number
+    };
+    let first = install(&mut raft, 10);
+    let second = install(&mut raft, 20);
+    raft.persisted(first);
+    raft.applied(LogIndex(10));
+    raft.persisted(second);
+    raft.campaign();
+    assert_eq!(raft.role(), Role::Follower);
+    raft.applied(LogIndex(20));
+    raft.campaign();
+    assert_eq!(raft.role(), Role::Candidate);
+}
+
+#[test]
 fn a_log_that_is_truncated_without_a_snapshot_names_the_applied_position() {
     let mut raft = three(&[1, 1, 1]);
     elect(&mut raft);
