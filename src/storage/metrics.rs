@@ -3,7 +3,7 @@
 //! Decides which series exist: etcd's names and buckets, so that its dashboards and alerts apply.
 //! Used by the other files of this folder, which measure.
 
-use std::sync::LazyLock;
+use std::{sync::LazyLock, time::Duration};
 
 use super::environment::Sizes;
 use crate::base::metrics::{Histogram, IntGauge, gauge, histogram};
@@ -56,6 +56,60 @@ pub(super) static WAL_WRITE_SECONDS: LazyLock<Histogram> = LazyLock::new(|| {
 pub(super) static WAL_WRITE_BYTES: LazyLock<IntGauge> = LazyLock::new(|| {
     gauge("etcd_disk_wal_write_bytes_total", "Total number of bytes written in WAL.")
 });
+
+/// The whole of a commit: LMDB has no rebalancing or spilling apart from it, whose series exist
+/// for the sake of dashboards.
+pub(super) static COMMIT_WRITE_SECONDS: LazyLock<Histogram> =
+    LazyLock::new(|| commit_part("write"));
+static COMMIT_REBALANCE_SECONDS: LazyLock<Histogram> = LazyLock::new(|| commit_part("rebalance"));
+static COMMIT_SPILL_SECONDS: LazyLock<Histogram> = LazyLock::new(|| commit_part("spill"));
+
+fn commit_part(part: &str) -> Histogram {
+    histogram(
+        &format!("etcd_debugging_disk_backend_commit_{part}_duration_seconds"),
+        &format!("The latency distributions of commit.{part} called by bboltdb backend."),
+        0.001,
+        14,
+    )
+}
+
+static BACKUP_SECONDS: LazyLock<Histogram> = LazyLock::new(|| {
+    histogram(
+        "etcd_disk_backend_snapshot_duration_seconds",
+        "The latency distribution of backend snapshots.",
+        0.01,
+        17,
+    )
+});
+
+/// Notes how long the sending of a backup took.
+pub fn backup_took(took: Duration) {
+    BACKUP_SECONDS.observe(took.as_secs_f64());
+}
+
+static SNAP_DB_FSYNC_SECONDS: LazyLock<Histogram> = LazyLock::new(|| {
+    histogram(
+        "etcd_snap_db_fsync_duration_seconds",
+        "The latency distributions of fsyncing .snap.db file",
+        0.001,
+        14,
+    )
+});
+
+static SNAP_DB_SAVE_SECONDS: LazyLock<Histogram> = LazyLock::new(|| {
+    histogram(
+        "etcd_snap_db_save_total_duration_seconds",
+        "The total latency distributions of v3 snapshot save",
+        0.1,
+        10,
+    )
+});
+
+/// Notes how long it took to receive a database from another member, and the sync at its end.
+pub fn database_received(total: Duration, sync: Duration) {
+    SNAP_DB_SAVE_SECONDS.observe(total.as_secs_f64());
+    SNAP_DB_FSYNC_SECONDS.observe(sync.as_secs_f64());
+}
 
 pub(super) static DEFRAGMENTING: LazyLock<IntGauge> = LazyLock::new(|| {
     gauge(
@@ -180,6 +234,12 @@ pub fn register_metrics() {
         &DEFRAGMENT_SECONDS,
         &COMPACTION_PAUSE_MILLIS,
         &COMPACTION_TOTAL_MILLIS,
+        &COMMIT_WRITE_SECONDS,
+        &COMMIT_REBALANCE_SECONDS,
+        &COMMIT_SPILL_SECONDS,
+        &BACKUP_SECONDS,
+        &SNAP_DB_FSYNC_SECONDS,
+        &SNAP_DB_SAVE_SECONDS,
         &SNAP_MARSHAL_SECONDS,
         &SNAP_SAVE_SECONDS,
         &SNAP_FSYNC_SECONDS,

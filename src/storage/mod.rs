@@ -33,12 +33,14 @@ pub mod tables;
 pub mod wal;
 #[cfg(test)]
 mod backend_tests;
+#[cfg(test)]
+mod official_tests;
 
 pub use backend::{Backend, BackendOptions, Reader};
 pub use environment::Sizes;
 pub use error::{BackendError, Fault, Place};
 pub use flusher::{FlushBatch, FlushJob, FlusherHandle};
-pub use metrics::register_metrics;
+pub use metrics::{backup_took, database_received, register_metrics};
 pub use records::RowRef;
 pub use tables::{Table, TableWrite};
 pub use writer::{Transaction, Writer};

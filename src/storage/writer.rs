@@ -211,7 +211,9 @@ impl Transaction<'_> {
         failpoint!("beforeCommit");
         txn.commit().map_err(|source| environment.failed(source))?;
         failpoint!("afterCommit");
-        metrics::COMMIT_SECONDS.observe((clock.now() - start).as_secs_f64());
+        let took = (clock.now() - start).as_secs_f64();
+        metrics::COMMIT_SECONDS.observe(took);
+        metrics::COMMIT_WRITE_SECONDS.observe(took);
         if let Some(shared) = shared {
             shared.committed(environment.sizes()?);
         }

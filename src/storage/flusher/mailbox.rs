@@ -297,7 +297,7 @@ impl fmt::Debug for Inbox {
 }
 
 /// What a job weighs, in bytes, about.
-fn weight(job: &FlushJob) -> usize {
+pub(super) fn weight(job: &FlushJob) -> usize {
     match job {
         FlushJob::Batch(batch) => batch_weight(batch),
         FlushJob::Compact { .. } | FlushJob::Defragment(_) | FlushJob::Sync(_) => JOB_BYTES,

@@ -256,6 +256,64 @@ fn damage_stops_a_copy_and_leaves_the_database() {
     running.stop();
 }
 
+#[test]
+fn full_disk_ends_the_thread_with_its_reason() {
+    let dir = TempDir::new().unwrap();
+    // A map of 1 MiB is a disk of 1 MiB.
+    let options = BackendOptions { dir: dir.path().join("db.lmdb"), map_bytes: 1 << 20 };
+    let (backend, writer) = Backend::open(&options).unwrap();
+    let (handle, inbox) = mailbox(LogIndex(0), Revision(1), Revision(-1));
+    let thread = spawn("flush", Priority::Background, || {
+        run(writer, inbox, FlusherOptions::default(), Clock::system())
+    });
+    let mut main = 1;
+    let stopped = loop {
+        main += 1;
+        if let Err(stopped) = handle.submit(FlushJob::Batch(batch(main, 10_000))) {
+            break stopped;
+        }
+        if handle.sync().is_err() {
+            break Stopped;
+        }
+    };
+    assert_eq!(stopped, Stopped);
+    let error = thread.unwrap().join().unwrap().unwrap_err();
+    assert!(matches!(error, BackendError::Lmdb { .. }), "{error}");
+    let (applied, _) = handle.flushed();
+    let stored = backend.reader().unwrap().consistent_index().unwrap();
+    assert!(LogIndex(10) < applied && applied == stored, "{applied} reported, {stored} stored");
+}
+
+#[test]
+fn producers_wait_when_too_much_is_not_yet_committed() {
+    let (handle, inbox) = mailbox(LogIndex(0), Revision(1), Revision(-1));
+    let producer = handle.clone();
+    let (sender, receiver) = mpsc::sync_channel(0);
+    let thread = spawn("producer", Priority::Normal, move || {
+        for main in 2.. {
+            if producer.submit(FlushJob::Batch(batch(main, 16 << 20))).is_err() {
+                return main;
+            }
+            sender.send(main).unwrap();
+        }
+        unreachable!("the consumer goes away");
+    });
+    // Four batches of 16 MiB reach the bound.
+    for main in 2..=5 {
+        assert_eq!(receiver.recv(), Ok(main));
+    }
+    let taken = inbox.take(None, 1).expect("there is work");
+    assert_eq!(taken.len(), 4);
+    assert!(receiver.try_recv().is_err(), "what is taken is not yet committed");
+    let bytes = taken.iter().map(mailbox::weight).sum();
+    inbox.flushed(mailbox::Flushed { applied: LogIndex(5), revision: Some(Revision(5)), bytes });
+    assert_eq!(receiver.recv(), Ok(6));
+    drop(inbox);
+    drop(receiver.recv());
+    drop(handle);
+    assert!(6 < thread.unwrap().join().unwrap());
+}
+
 /// One thing that is asked of the flush thread.
 #[derive(Clone, Debug)]
 enum Step {

@@ -28,8 +28,6 @@ mod frame;
 mod recover;
 mod segments;
 #[cfg(test)]
-mod official_tests;
-#[cfg(test)]
 mod tests;
 
 use std::{

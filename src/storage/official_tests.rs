@@ -1,22 +1,35 @@
-//! Logs of official etcd through our reader, and ours through the official one.
+//! Files of official etcd through our readers, and our log through the official one.
 //!
 //! The official binaries are looked for in the directory that `OXETCD_OFFICIAL_BIN` names; without
 //! it these tests say so and pass.
 
 use std::{
-    env,
+    env, fs,
     io::{BufRead, BufReader},
     net::TcpListener,
+    path::{Path, PathBuf},
     process::{Child, Command, Stdio},
 };
 
 use bytes::Bytes;
 use prost::Message;
-use proto::{etcdserverpb::InternalRaftRequest, raftpb::EntryType};
+use proto::{
+    etcdserverpb::InternalRaftRequest,
+    raftpb::{Entry, EntryType},
+};
 use tempfile::TempDir;
 
-use super::*;
-use crate::model::{entry_data, entry_kind, entry_term, new_entry};
+use super::{
+    snap,
+    wal::{Wal, WalOptions, WalSnapshot},
+};
+use crate::{
+    base::{
+        file::Disk,
+        thread::{Priority, spawn},
+    },
+    model::{LogIndex, Term, entry_data, entry_index, entry_kind, entry_term, new_entry},
+};
 
 /// The official binary `name`, or `None` with a word about it.
 fn official(name: &str) -> Option<PathBuf> {
@@ -35,7 +48,7 @@ struct Member {
 
 impl Member {
     /// Starts official etcd on `dir` and waits until it serves.
-    fn start(program: &Path, dir: &Path) -> Self {
+    fn start(program: &Path, dir: &Path, flags: &[&str]) -> Self {
         let ports = [(), ()].map(|()| TcpListener::bind("127.0.0.1:0").unwrap());
         let [client, peer] = ports.map(|port| format!("http://{}", port.local_addr().unwrap()));
         let mut process = Command::new(program)
@@ -44,6 +57,7 @@ impl Member {
             .args(["--listen-client-urls", &client, "--advertise-client-urls", &client])
             .args(["--listen-peer-urls", &peer, "--initial-advertise-peer-urls", &peer])
             .args(["--initial-cluster", &format!("m={peer}")])
+            .args(flags)
             .stderr(Stdio::piped())
             .spawn()
             .unwrap();
@@ -53,7 +67,7 @@ impl Member {
         });
         assert!(ready.as_ref().is_some_and(|line| !line.contains("\"fatal\"")), "{ready:?}");
         // Its log must go somewhere for as long as it runs.
-        crate::base::thread::spawn("log", crate::base::thread::Priority::Normal, move || {
+        spawn("log", Priority::Normal, move || {
             log.map(Result::unwrap).for_each(drop);
         })
         .unwrap();
@@ -89,7 +103,7 @@ fn put_of<'e>(entries: &'e [Entry], key: &str) -> &'e Entry {
 fn official_etcd_serves_from_a_log_that_we_wrote() {
     let (Some(etcd), Some(ctl)) = (official("etcd"), official("etcdctl")) else { return };
     let dir = TempDir::new().unwrap();
-    let member = Member::start(&etcd, dir.path());
+    let member = Member::start(&etcd, dir.path(), &[]);
     for key in ["a", "b"] {
         member.ctl(&ctl, &["put", key, "theirs"]);
     }
@@ -118,10 +132,11 @@ fn official_etcd_serves_from_a_log_that_we_wrote() {
         wal.append(Some(&state), &[draft, entry], true).unwrap();
     }
     drop(wal);
-    let files = segments::list(&Disk::system(), &options.dir).unwrap().len();
+    let names = Disk::system().list(&options.dir).unwrap();
+    let files = names.iter().filter(|name| name.ends_with(".wal")).count();
     assert!(4 < files, "only {files} segments");
 
-    let member = Member::start(&etcd, dir.path());
+    let member = Member::start(&etcd, dir.path(), &[]);
     let count = member.ctl(&ctl, &["get", "key", "--prefix", "--count-only", "--write-out=fields"]);
     assert!(count.contains("\"Count\" : 100"), "{count}");
     assert_eq!(member.ctl(&ctl, &["get", "key003", "--print-value-only"]).trim(), "oursoursours");
@@ -131,4 +146,32 @@ fn official_etcd_serves_from_a_log_that_we_wrote() {
     let recovered = Wal::read(&options.dir, &WalSnapshot::default()).unwrap();
     put_of(&recovered.entries, "c");
     put_of(&recovered.entries, "key099");
+}
+
+#[test]
+fn snapshot_files_of_official_etcd_read_and_write_back_bit_for_bit() {
+    let (Some(etcd), Some(ctl)) = (official("etcd"), official("etcdctl")) else { return };
+    let dir = TempDir::new().unwrap();
+    let member = Member::start(&etcd, dir.path(), &["--snapshot-count", "5"]);
+    for number in 0..20 {
+        member.ctl(&ctl, &["put", &format!("key{number}"), "value"]);
+    }
+    member.kill();
+    let disk = Disk::system();
+    let snap_dir = dir.path().join("member/snap");
+    let newest = snap::load(&disk, &snap_dir, |_| true).unwrap().expect("there is one");
+    let metadata = newest.metadata.clone().expect("it says where it stands");
+    let (term, index) = (metadata.term.unwrap(), metadata.index.unwrap());
+    let path = snap_dir.join(format!("{term:016x}-{index:016x}.snap"));
+    assert!(fs::read(path).unwrap() == snap::encode(&newest), "another encoding");
+
+    // The log knows the same places, with the membership.
+    let snapshots = Wal::snapshots(&dir.path().join("member/wal")).unwrap();
+    let known = snapshots.iter().find(|known| known.index == LogIndex(index));
+    let known = known.expect("the log has a record of it");
+    assert_eq!((known.term, &known.conf_state), (Term(term), &metadata.conf_state));
+    let wanted = WalSnapshot { conf_state: None, ..known.clone() };
+    let recovered = Wal::read(&dir.path().join("member/wal"), &wanted).unwrap();
+    let first = recovered.entries.first().map(entry_index);
+    assert!(first.is_none_or(|first| first == LogIndex(index + 1)), "{first:?}");
 }
