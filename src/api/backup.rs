@@ -19,6 +19,7 @@ use super::{
     body::{Gone, Outbox},
     edge::Edge,
     member::{Backup, Member, State},
+    metrics,
     status::{Failure, Refusal},
 };
 
@@ -46,9 +47,11 @@ pub(super) async fn run<M: Member>(edge: Arc<Edge<M>>, outbox: Outbox) -> Result
         move || send(backup, &version, &outbox)
     });
     sent.await.map_err(|_panicked| Failure::from(Refusal::BackendFailed))??;
+    let took = edge.clock.now().saturating_sub(started);
+    metrics::observe_backup(took);
     info!(
         "total-bytes" = total_bytes,
-        took = ?edge.clock.now().saturating_sub(started),
+        took = ?took,
         "storage-version" = version,
         "successfully sent database snapshot to client"
     );

@@ -76,10 +76,12 @@ fn refresh_descriptors() {
 pub(super) fn serve() -> Response<Body> {
     refresh_descriptors();
     let mut text = String::new();
-    if let Err(reason) = TextEncoder::new().encode_utf8(&prometheus::gather(), &mut text) {
+    let families = prometheus::gather();
+    if let Err(reason) = TextEncoder::new().encode_utf8(&families, &mut text) {
         return error(StatusCode::INTERNAL_SERVER_ERROR, &reason.to_string());
     }
-    historical::append(SCRAPES.fetch_add(1, Ordering::Relaxed), &mut text);
+    let known = families.iter().map(prometheus::proto::MetricFamily::name).collect();
+    historical::append(SCRAPES.fetch_add(1, Ordering::Relaxed), &known, &mut text);
     let kind = "text/plain; version=0.0.4; charset=utf-8; escaping=underscores";
     content(HeaderValue::from_static(kind), text)
 }
