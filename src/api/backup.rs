@@ -19,7 +19,6 @@ use super::{
     body::{Gone, Outbox},
     edge::Edge,
     member::{Backup, Member, State},
-    metrics,
     status::{Failure, Refusal},
 };
 
@@ -48,7 +47,6 @@ pub(super) async fn run<M: Member>(edge: Arc<Edge<M>>, outbox: Outbox) -> Result
     });
     sent.await.map_err(|_panicked| Failure::from(Refusal::BackendFailed))??;
     let took = edge.clock.now().saturating_sub(started);
-    metrics::observe_backup(took);
     info!(
         "total-bytes" = total_bytes,
         took = ?took,

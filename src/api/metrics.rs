@@ -17,7 +17,7 @@ use tonic::Code;
 
 use super::rpc::{Kind, Rpc};
 use crate::base::metrics::{
-    Histogram, HistogramVec, IntCounter, IntCounterVec, counters, histogram, histograms,
+    Histogram, HistogramVec, IntCounter, IntCounterVec, counters, histograms,
 };
 
 /// The codes in the order of their numbers, as grpc-go spells them.
@@ -120,15 +120,6 @@ static RANGE_SECONDS: LazyLock<HistogramVec> = LazyLock::new(|| {
     )
 });
 
-static BACKUP_SECONDS: LazyLock<Histogram> = LazyLock::new(|| {
-    histogram(
-        "etcd_disk_backend_snapshot_duration_seconds",
-        "The latency distribution of backend snapshots.",
-        0.01,
-        17,
-    )
-});
-
 static TABLE: [OnceLock<Counters>; Rpc::ALL.len()] = [const { OnceLock::new() }; Rpc::ALL.len()];
 
 /// Set once at start: whether calls are timed by histograms.
@@ -147,7 +138,6 @@ pub fn register_metrics(extensive: bool) {
     for vector in [&REQUEST_SECONDS, &RANGE_SECONDS] {
         LazyLock::force(vector);
     }
-    LazyLock::force(&BACKUP_SECONDS);
     for rpc in Rpc::ALL {
         if rpc.service().starts_with("etcdserverpb.") || rpc.service().starts_with("grpc.") {
             of(*rpc);
@@ -257,11 +247,6 @@ pub fn observe_request(kind: &str, success: bool, took: Duration) {
 pub fn observe_range(success: bool, took: Duration) {
     let success = if success { "true" } else { "false" };
     RANGE_SECONDS.with_label_values(&[success]).observe(took.as_secs_f64());
-}
-
-/// Records how long a copy of the database took.
-pub fn observe_backup(took: Duration) {
-    BACKUP_SECONDS.observe(took.as_secs_f64());
 }
 
 #[cfg(test)]

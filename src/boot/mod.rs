@@ -88,12 +88,22 @@ fn register_metrics(config: &Config) {
     config.feature_gates.register_metrics();
     api::metrics::register_metrics(config.metrics_extensive);
     crate::storage::register_metrics();
+    crate::storage::quota::announce(quota_flag(config));
     crate::mvcc::register_metrics();
     crate::lease::register_metrics();
     crate::cluster::register_metrics();
     crate::state::register_metrics();
     crate::watch::register_metrics();
     replica::register_metrics();
+}
+
+/// The quota as its flag had it: 0 is the default, below 0 is none.
+fn quota_flag(config: &Config) -> i64 {
+    match config.quota_backend_bytes.map(i64::try_from) {
+        None => -1,
+        Some(Ok(crate::storage::quota::QUOTA_BYTES_DEFAULT)) => 0,
+        Some(bytes) => bytes.unwrap_or(i64::MAX),
+    }
 }
 
 /// Logs the whole chain of an error, as the reason why the process ends.
