@@ -1,5 +1,4 @@
 //! A short run of crash cycles; `make sim` runs a long one.
-#![expect(clippy::unwrap_used, reason = "a check that cannot go on has failed")]
 
 use oxetcd_compat_tests::{
     fault::{FLAGS, FaultRun},

@@ -19,7 +19,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use proto::raftpb::{ConfState, HardState};
+use proto::raftpb::HardState;
 
 use crate::{
     base::{clock::Clock, random::Random},
@@ -326,7 +326,7 @@ fn start_raft(config: &Config, recovered: Recovered, at: &RecoveredAt) -> Result
     };
     let state = RaftState {
         hard_state,
-        conf_state: at.conf_state.clone().unwrap_or_else(ConfState::default),
+        conf_state: at.conf_state.clone().unwrap_or_default(),
         snapshot: proto::raftpb::SnapshotMetadata {
             conf_state: snapshot.conf_state,
             index: Some(snapshot.index.0),

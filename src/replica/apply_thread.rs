@@ -231,7 +231,7 @@ impl ApplyThread {
 
     fn flush(&self, job: FlushJob) {
         // A flusher that is gone has failed, and stops the member by itself.
-        drop(self.flusher.submit(job));
+        self.flusher.submit(job).ok();
     }
 
     fn look_after_snapshots(&mut self) {

@@ -144,7 +144,7 @@ pub fn assemble(ingredients: Ingredients) -> Assembled {
     };
     let replica = ReplicaThread {
         core: Core::new(raft, core_settings),
-        shared: shared.clone(),
+        shared: Arc::clone(&shared),
         inputs: replica_inputs,
         log: log.clone(),
         apply,
@@ -165,7 +165,7 @@ pub fn assemble(ingredients: Ingredients) -> Assembled {
     };
     let apply_thread = ApplyThread {
         machine,
-        shared: shared.clone(),
+        shared: Arc::clone(&shared),
         inputs: apply_inputs,
         replica: inputs.clone(),
         log,

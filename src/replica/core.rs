@@ -61,6 +61,7 @@ pub enum Input {
 
 /// Everything that a replica makes happen.
 #[derive(Debug)]
+#[expect(clippy::large_enum_variant, reason = "nearly every effect is a batch")]
 pub enum Effect {
     /// Write this to the log; its messages stay here until it is durable.
     Persist(Batch),

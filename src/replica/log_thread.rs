@@ -28,6 +28,7 @@ use super::Input;
 
 /// What the log thread is asked to do, in order.
 #[derive(Debug)]
+#[expect(clippy::large_enum_variant, reason = "nearly every input is a batch")]
 pub enum LogInput {
     /// Make this durable, then report [`Input::Persisted`].
     Append(Batch),

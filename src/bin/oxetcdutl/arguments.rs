@@ -136,6 +136,7 @@ pub(crate) struct Export {
 }
 
 /// What is wrong with a command line, in the words of `etcdutl` where scripts may look for them.
+#[expect(clippy::wildcard_enum_match_arm, reason = "clap has many kinds and adds more")]
 pub(crate) fn complaint(error: &clap::Error) -> String {
     let context = |kind| {
         let value = error.get(kind).map(ToString::to_string);

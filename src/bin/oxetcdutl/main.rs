@@ -115,7 +115,7 @@ fn run() -> Result<String, Failure> {
 }
 
 fn lock_timeout(text: &str) -> Result<LockTimeout, Failure> {
-    let nanos = duration::parse(text).map_err(|_| Failure {
+    let nanos = duration::parse(text).map_err(|_go_words_it_otherwise| Failure {
         text: format!(
             "invalid argument {text:?} for \"--timeout\" flag: time: invalid duration {text:?}"
         ),
