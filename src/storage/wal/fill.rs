@@ -25,8 +25,8 @@ use crate::base::{
 };
 
 /// Zeros that are written and synced at a time: little enough to slip between the log's own syncs.
-pub(super) const CHUNK_BYTES: usize = 1 << 20;
-/// Rest between chunks, so that a fill takes about half a second and not the disk.
+pub(super) const CHUNK_BYTES: usize = 256 << 10;
+/// Rest between chunks, so that a fill takes about two seconds and not the disk.
 const CHUNK_PAUSE: Duration = Duration::from_millis(5);
 
 /// A fill in progress, or done.

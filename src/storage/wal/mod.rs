@@ -23,6 +23,7 @@
 //! Source: etcd `server/storage/wal`.
 
 mod error;
+mod files;
 mod fill;
 mod frame;
 mod recover;
@@ -45,7 +46,8 @@ use proto::{
 };
 
 use self::{
-    fill::{CHUNK_BYTES, Fill},
+    files::first_chunk,
+    fill::Fill,
     frame::{Encoder, Kind},
     recover::Collector,
     segments::SegmentName,
@@ -177,7 +179,7 @@ impl Wal {
         temporary.push(".tmp");
         let temporary = PathBuf::from(temporary);
         let failed = |source| WalError::System { file: temporary.clone(), source };
-        empty_directory(disk, &temporary).map_err(failed)?;
+        files::empty_directory(disk, &temporary).map_err(failed)?;
 
         let name = SegmentName { sequence: 0, first: LogIndex(0) };
         let path = segments::path(&temporary, name);
@@ -195,7 +197,7 @@ impl Wal {
             file.sync().map_err(failed)?;
             disk.sync_directory(&temporary).map_err(failed)?;
         }
-        publish(disk, &temporary, dir)
+        files::publish(disk, &temporary, dir)
             .map_err(|source| WalError::System { file: dir.clone(), source })?;
 
         let offset = u64::try_from(encoder.buffer.len()).expect("three records");
@@ -257,7 +259,7 @@ impl Wal {
         let all = segments::list(disk, dir)?;
         let skipped = segments::select(dir, &all, from.index)?;
         let needed = &all[skipped..];
-        let held = needed.iter().map(|name| hold(disk, dir, *name));
+        let held = needed.iter().map(|name| files::hold(disk, dir, *name));
         let held = held.collect::<Result<VecDeque<_>, _>>()?;
 
         let mut collector = Collector::new(from);
@@ -267,7 +269,7 @@ impl Wal {
         let path = segments::path(dir, segment.name);
         let recovered = collector.finish(dir, &path)?;
         let offset = u64::try_from(tail.offset).expect("offsets fit");
-        let prepared = prepare_tail(options, &segment.file, &path, offset, tail.torn);
+        let prepared = files::prepare_tail(options, &segment.file, &path, offset, tail.torn);
         let filled = prepared.map_err(|source| WalError::System { file: path, source })?;
 
         let mut wal = Self {
@@ -306,6 +308,7 @@ impl Wal {
         if hard_state.is_none() && entries.is_empty() {
             return Ok(());
         }
+        self.usable()?;
         for entry in entries {
             self.encoder.message(Kind::Entry, entry);
             self.last = entry_index(entry);
@@ -336,6 +339,7 @@ impl Wal {
             "snapshot at {} without its membership",
             snapshot.index
         );
+        self.usable()?;
         self.encoder.message(Kind::Snapshot, &wire_snapshot(snapshot));
         self.last = self.last.max(snapshot.index);
         self.write()?;
@@ -475,81 +479,23 @@ impl Wal {
         &self.held.back().expect("one segment is open").file
     }
 
+    /// Refuses everything after a failure (W4).
+    fn usable(&self) -> Result<(), WalError> {
+        if self.failed { Err(self.failure(io::Error::other("it failed before"))) } else { Ok(()) }
+    }
+
     /// Closes the log for good after a failure (W4).
     fn check<T>(&mut self, result: io::Result<T>) -> Result<T, WalError> {
-        let result = if self.failed { Err(io::Error::other("failed before")) } else { result };
         result.map_err(|source| {
             self.failed = true;
-            let name = self.held.back().expect("one segment is open").name;
-            WalError::System { file: segments::path(&self.options.dir, name), source }
+            self.failure(source)
         })
     }
-}
 
-/// Opens and locks a segment.
-fn hold(disk: &Disk, dir: &Path, name: SegmentName) -> Result<Segment, WalError> {
-    let path = segments::path(dir, name);
-    let failed = |source| WalError::System { file: path.clone(), source };
-    let file = disk.open(&path).map_err(failed)?;
-    if !file.try_lock().map_err(failed)? {
-        return Err(WalError::Locked { file: path });
+    fn failure(&self, source: io::Error) -> WalError {
+        let name = self.held.back().expect("one segment is open").name;
+        WalError::System { file: segments::path(&self.options.dir, name), source }
     }
-    Ok(Segment { name, file: Arc::new(file) })
-}
-
-/// Makes the last segment writable from `offset` on; up to where zeros stand already.
-fn prepare_tail(
-    options: &WalOptions,
-    file: &File,
-    path: &Path,
-    offset: u64,
-    torn: bool,
-) -> io::Result<u64> {
-    if torn {
-        tracing::info!(path = %path.display(), "repairing");
-        let mut broken = path.as_os_str().to_owned();
-        broken.push(".broken");
-        let copy = options.disk.create(Path::new(&broken))?;
-        copy.write_at(&options.disk.read(path)?, 0)?;
-        copy.sync()?;
-        // What comes back when the file grows again are zeros.
-        file.set_len(offset)?;
-        tracing::info!(path = %path.display(), "repaired");
-    }
-    // What was read may have been written by a process that died before it synced. From here on it
-    // counts as durable.
-    if options.fsync {
-        file.sync()?;
-    }
-    let filled = file.len()?;
-    if filled < options.segment_bytes {
-        file.allocate(options.segment_bytes)?;
-    }
-    Ok(filled.max(offset))
-}
-
-/// Makes an empty directory, whatever was there before.
-fn empty_directory(disk: &Disk, path: &Path) -> io::Result<()> {
-    disk.create_directory(path)?;
-    for name in disk.list(path)? {
-        disk.remove(&path.join(name))?;
-    }
-    Ok(())
-}
-
-/// Puts the finished directory in its place, durably. One that stands there holds no segment.
-fn publish(disk: &Disk, temporary: &Path, dir: &Path) -> io::Result<()> {
-    if dir.exists() {
-        for name in disk.list(dir)?.iter().filter(|name| name.ends_with(".tmp")) {
-            disk.remove(&dir.join(name))?;
-        }
-    }
-    disk.rename(temporary, dir)?;
-    disk.sync_directory(dir.parent().unwrap_or(Path::new("")))
-}
-
-fn first_chunk(options: &WalOptions) -> usize {
-    usize::try_from(options.segment_bytes).unwrap_or(CHUNK_BYTES).min(CHUNK_BYTES)
 }
 
 fn wire_snapshot(snapshot: &WalSnapshot) -> walpb::Snapshot {

@@ -357,10 +357,15 @@ fn log_takes_nothing_after_a_failed_sync() {
     let mut wal = create(&options);
     append(&mut wal, 1, 1);
     disk.fail_sync_after(0);
-    for _ in 0..2 {
-        let failed = wal.append(None, &[entry(2, 1)], true);
-        assert!(matches!(failed, Err(WalError::System { .. })), "{failed:?}");
-    }
+    let failed = wal.append(None, &[entry(2, 1)], true);
+    assert!(matches!(failed, Err(WalError::System { .. })), "{failed:?}");
+    // Even if the disk had recovered.
+    wal.held.back_mut().unwrap().file =
+        Arc::new(Disk::system().open(&first_segment(&options)).unwrap());
+    let before = fs::read(first_segment(&options)).unwrap();
+    let failed = wal.append(None, &[entry(3, 1)], true);
+    assert!(matches!(failed, Err(WalError::System { .. })), "{failed:?}");
+    assert!(fs::read(first_segment(&options)).unwrap() == before, "something was written");
 }
 
 #[test]
