@@ -3,6 +3,7 @@
 use std::{
     io::{Read, Write},
     net::{SocketAddr, TcpStream},
+    os::unix::net::{UnixListener, UnixStream},
     sync::{Arc, atomic::Ordering},
     time::Duration,
 };
@@ -363,6 +364,53 @@ fn plain_http_answers_on_the_same_port() {
     let missing = served.get(client, "GET /v3/kv/range");
     assert!(missing.ends_with("404 page not found\n"), "{missing}");
     assert!(served.get(client, "GET /debug/vars").contains("\"raftState\":\"StateLeader\""));
+}
+
+#[test]
+fn unix_socket_serves_and_takes_the_place_of_a_dead_one() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let path = dir.path().join("client:2379");
+    drop(UnixListener::bind(&path).expect("the socket of a process that died"));
+    let fake = Fake::default();
+    let edge = Arc::new(Edge::new(fake, Settings::default(), Clock::system()));
+    let options = Options { workers: 1, ..Options::default() };
+    let url = format!("unix://{}", path.display());
+    let endpoint = Endpoint::from_url(&url, Traffic::GrpcAndHttp).expect("a URL");
+    let listeners = Listeners::bind(&[endpoint], &options).expect("the socket is free");
+    let http = Http::new(Arc::clone(&edge), Access::default());
+    let serving = start(listeners, edge, http, options).expect("threads start");
+    let mut stream = UnixStream::connect(&path).expect("the listener is open");
+    let request = b"GET /livez HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n";
+    stream.write_all(request).expect("sent");
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).expect("the connection ends after the answer");
+    assert!(answer.ends_with("\r\n\r\nok\n"), "{answer}");
+    serving.stop(Duration::ZERO);
+    assert!(!path.exists(), "the socket is removed at the end");
+}
+
+#[test]
+fn listener_for_grpc_alone_serves_no_plain_http() {
+    let edge = Arc::new(Edge::new(Fake::default(), Settings::default(), Clock::system()));
+    let options = Options { workers: 1, ..Options::default() };
+    let endpoint = Endpoint::from_url("http://127.0.0.1:0", Traffic::Grpc).expect("a URL");
+    let listeners = Listeners::bind(&[endpoint], &options).expect("a port is free");
+    let client = listeners.tcp_addresses()[0];
+    let http = Http::new(Arc::clone(&edge), Access::default());
+    let serving = start(listeners, edge, http, options).expect("threads start");
+    let served = Served { fake: Fake::default(), client, metrics: client, serving: None };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    runtime.expect("a runtime").block_on(async {
+        let mut kv = KvClient::new(served.channel().await);
+        kv.range(all()).await.expect("gRPC is served");
+    });
+    let mut stream = TcpStream::connect(client).expect("the listener is open");
+    // The server may have hung up before everything is sent.
+    drop(stream.write_all(b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n"));
+    let mut answer = Vec::new();
+    drop(stream.read_to_end(&mut answer));
+    assert!(!answer.starts_with(b"HTTP/1.1 200"), "{}", answer.escape_ascii());
+    serving.stop(Duration::ZERO);
 }
 
 #[test]
