@@ -271,6 +271,36 @@ fn names_crate(code: &str, name: &str) -> bool {
     })
 }
 
+/// Two owners of one name stop the process when both register it.
+#[test]
+fn every_metric_has_one_owner() {
+    // What nobody measures; it leaves out what somebody does.
+    let unmeasured = "src/http/historical.rs";
+    let mut owners: BTreeMap<String, String> = BTreeMap::new();
+    let mut faults = Vec::new();
+    for source in sources() {
+        if source.module().is_none() || source.is_test() || source.path == unmeasured {
+            continue;
+        }
+        let end = source.text.find("#[cfg(test)]\nmod ").unwrap_or(source.text.len());
+        for name in metric_names(&source.text[..end]) {
+            if let Some(owner) = owners.insert(name.to_owned(), source.path.clone()) {
+                faults.push(format!("{}: {name} belongs to {owner}", source.path));
+            }
+        }
+    }
+    assert!(30 < owners.len(), "only {} metrics were found", owners.len());
+    report(&faults);
+}
+
+/// The string literals that are names of etcd's metrics.
+fn metric_names(code: &str) -> impl Iterator<Item = &str> {
+    code.split('"').skip(1).step_by(2).filter(|literal| {
+        let prefixed = ["etcd_", "grpc_server_", "os_fd_"].iter().any(|p| literal.starts_with(p));
+        prefixed && literal.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'_')
+    })
+}
+
 #[test]
 fn threads_start_in_boot() {
     let starters = ["src/base/thread.rs", "src/serve/workers.rs", "src/storage/wal/fill.rs"];
