@@ -53,7 +53,7 @@ impl std::error::Error for SnapError {
 /// Writes `snapshot` to `dir`, durably. An empty one, at entry 0, is not written.
 ///
 /// # Errors
-/// - [`SnapError`] if the file cannot be written; nothing of it stays.
+/// - [`SnapError`] if the file cannot be written; a temporary file may stay until [`purge`].
 pub fn save(disk: &Disk, dir: &Path, snapshot: &Snapshot) -> Result<(), SnapError> {
     let clock = Clock::system();
     let Some(name) = name_of(snapshot) else { return Ok(()) };
@@ -94,22 +94,32 @@ pub fn load(
     Ok(None)
 }
 
-/// Removes the oldest files until `keep_files_max` are left (0: removes none).
+/// Removes the oldest files until `keep_files_max` are left (0: removes none), and what an
+/// interrupted [`save`] left behind. For the thread that saves.
 ///
 /// # Errors
 /// - [`SnapError`] if a file cannot be removed.
 pub fn purge(disk: &Disk, dir: &Path, keep_files_max: usize) -> Result<(), SnapError> {
-    let names = names(disk, dir)?;
-    if keep_files_max == 0 {
-        return Ok(());
+    let all = list(disk, dir)?;
+    for name in all.iter().filter(|name| name.starts_with(TEMPORARY_PREFIX)) {
+        remove(disk, &dir.join(name))?;
     }
-    let surplus = names.len().saturating_sub(keep_files_max);
-    for name in &names[..surplus] {
+    let names = names(disk, dir)?;
+    let kept = if keep_files_max == 0 { names.len() } else { keep_files_max };
+    for name in &names[..names.len().saturating_sub(kept)] {
         let path = dir.join(name);
-        disk.remove(&path).map_err(|source| SnapError { file: path.clone(), source })?;
+        remove(disk, &path)?;
         tracing::info!(path = %path.display(), "purged");
     }
     Ok(())
+}
+
+fn remove(disk: &Disk, path: &Path) -> Result<(), SnapError> {
+    disk.remove(path).map_err(|source| SnapError { file: path.to_owned(), source })
+}
+
+fn list(disk: &Disk, dir: &Path) -> Result<Vec<String>, SnapError> {
+    disk.list(dir).map_err(|source| SnapError { file: dir.to_owned(), source })
 }
 
 /// A file's content.
@@ -133,8 +143,7 @@ pub fn decode(bytes: &[u8]) -> Option<Snapshot> {
 
 /// The names of the snapshots in `dir`, oldest first.
 fn names(disk: &Disk, dir: &Path) -> Result<Vec<String>, SnapError> {
-    let names = disk.list(dir);
-    let mut names = names.map_err(|source| SnapError { file: dir.to_owned(), source })?;
+    let mut names = list(disk, dir)?;
     names.retain(|name| name.ends_with(SUFFIX) && !name.starts_with(TEMPORARY_PREFIX));
     Ok(names)
 }
@@ -228,8 +237,10 @@ mod tests {
         save(&disk, dir.path(), &snapshot(2, 5)).unwrap();
         disk.fail_sync_after(0);
         assert!(save(&disk, dir.path(), &snapshot(2, 6)).is_err());
-        let found = load(&Disk::system(), dir.path(), any).unwrap();
-        assert_eq!(found, Some(snapshot(2, 5)));
+        let disk = Disk::system();
+        assert_eq!(load(&disk, dir.path(), any).unwrap(), Some(snapshot(2, 5)));
+        purge(&disk, dir.path(), 0).unwrap();
+        assert_eq!(disk.list(dir.path()).unwrap().len(), 1, "an unfinished file stays for ever");
     }
 
     #[test]
