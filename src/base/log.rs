@@ -11,8 +11,9 @@
 //! ```
 //!
 //! zap has two levels above `error` that tracing lacks; the targets [`FATAL`] and [`PANIC`] stand
-//! for them. Events of foreign crates pass from `warn` on: etcd drops the chatter of its
-//! libraries too. A panic becomes a line as well, so that a log in JSON stays JSON to its end.
+//! for them. Any other target of its own is the name of a logger, such as etcd's `raft`. Events of
+//! foreign crates pass from `warn` on: etcd drops the chatter of its libraries too. A panic becomes
+//! a line as well, so that a log in JSON stays JSON to its end.
 //!
 //! Deliberately absent: spans (distributed tracing brings its own layer) and rotation.
 //!
@@ -316,7 +317,7 @@ impl<S: Subscriber> Layer<S> for ZapLayer {
         let logger = LOGGER.load();
         let metadata = event.metadata();
         let level = Level::of(metadata);
-        let mut line = Line::default();
+        let mut line = Line { logger: name_of(metadata), ..Line::default() };
         event.record(&mut line);
         if logger.sampler.admits(level, &line.message, logger.now()) {
             logger.emit(level, metadata.file().zip(metadata.line()), &line);
@@ -330,9 +331,17 @@ fn passes(metadata: &Metadata<'_>) -> bool {
     LOGGER.load().level <= level && (ours || Level::Warn <= level)
 }
 
+/// The name of the logger: a target that is no path of ours, such as etcd's `raft`.
+fn name_of(metadata: &'static Metadata<'static>) -> Option<&'static str> {
+    let target = metadata.target();
+    let named = metadata.module_path() != Some(target) && target != FATAL && target != PANIC;
+    named.then_some(target)
+}
+
 /// The parts of a line that the event itself carries; `fields` is the inside of a JSON object.
 #[derive(Default)]
 struct Line {
+    logger: Option<&'static str>,
     message: String,
     fields: String,
 }
@@ -345,6 +354,9 @@ impl Line {
 
     fn json(&self, level: Level, unix: Duration, caller: Option<(&str, u32)>) -> String {
         let mut text = format!(r#"{{"level":"{}","ts":"{}""#, level.name(), timestamp(unix));
+        if let Some(logger) = self.logger {
+            write!(text, r#","logger":{}"#, quoted(logger)).expect("a string grows");
+        }
         if let Some((file, line)) = caller {
             write!(text, r#","caller":{}"#, quoted(&format!("{}:{line}", short(file))))
                 .expect("a string grows");
@@ -357,6 +369,9 @@ impl Line {
 
     fn console(&self, level: Level, unix: Duration, caller: Option<(&str, u32)>) -> String {
         let mut text = format!("{}\t{}\t", timestamp(unix), level.name());
+        if let Some(logger) = self.logger {
+            write!(text, "{logger}\t").expect("a string grows");
+        }
         if let Some((file, line)) = caller {
             write!(text, "{}:{line}\t", short(file)).expect("a string grows");
         }
@@ -476,7 +491,7 @@ mod tests {
     use tracing_subscriber::{Layer, Registry, layer::Context, layer::SubscriberExt};
 
     use super::{
-        Event, FATAL, Format, Json, Level, Line, Logger, Metadata, Options, Output, Sampler,
+        Event, FATAL, Format, Json, Level, Line, Logger, Options, Output, Sampler, name_of,
         timestamp,
     };
 
@@ -485,8 +500,8 @@ mod tests {
 
     impl<S: Subscriber> Layer<S> for TestLayer {
         fn on_event(&self, event: &Event<'_>, _context: Context<'_, S>) {
-            let metadata: &Metadata<'_> = event.metadata();
-            let mut line = Line::default();
+            let metadata = event.metadata();
+            let mut line = Line { logger: name_of(metadata), ..Line::default() };
             event.record(&mut line);
             self.0.emit(Level::of(metadata), metadata.file().zip(metadata.line()), &line);
         }
@@ -517,6 +532,15 @@ mod tests {
         assert_eq!(value["urls"][1], "http://b:2", "in {}", lines[0]);
         let caller = value["caller"].as_str().unwrap();
         assert!(caller.starts_with("base/log.rs:"), "the caller is {caller}");
+    }
+
+    #[test]
+    fn a_named_logger_shows_before_the_caller() {
+        let lines = lines(Format::Json, || info!(target: "raft", "became leader"));
+        let value: Value = serde_json::from_str(&lines[0]).unwrap();
+        let keys: Vec<_> = value.as_object().unwrap().keys().map(String::as_str).collect();
+        assert_eq!(keys, ["level", "ts", "logger", "caller", "msg"], "in {}", lines[0]);
+        assert_eq!(value["logger"], "raft", "in {}", lines[0]);
     }
 
     #[test]

@@ -27,6 +27,7 @@ use super::{
 };
 use crate::{
     auth,
+    base::log::Json,
     cluster::{
         CLUSTER_VERSION_MIN, ClusterGauges, Downgrade, MemberChange, Membership, Version,
         v2_store_json,
@@ -408,7 +409,7 @@ impl Machine {
                 "cluster-id" = %cluster,
                 "local-member-id" = %local,
                 "added-peer-id" = %member.id,
-                "added-peer-peer-urls" = ?member.peer_urls,
+                "added-peer-peer-urls" = ?Json(&member.peer_urls),
                 "added-peer-is-learner" = member.is_learner,
                 "added member"
             ),
@@ -428,7 +429,7 @@ impl Machine {
                 "cluster-id" = %cluster,
                 "local-member-id" = %local,
                 "updated-remote-peer-id" = %member,
-                "updated-remote-peer-urls" = ?peer_urls,
+                "updated-remote-peer-urls" = ?Json(peer_urls),
                 "updated member"
             ),
         }

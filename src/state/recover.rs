@@ -10,6 +10,7 @@ use proto::raftpb::ConfState;
 use super::{Alarms, Machine, Settings, conf_state};
 use crate::{
     auth,
+    base::log::Json,
     cluster::{ClusterGauges, Membership, MembershipError, Version},
     lease::{LeaseError, LeaseTable},
     model::{LogIndex, Term},
@@ -226,7 +227,7 @@ fn log_recovered(membership: &Membership, settings: &Settings) {
             "cluster-id" = %cluster,
             "local-member-id" = %local,
             "recovered-remote-peer-id" = %member.id,
-            "recovered-remote-peer-urls" = ?member.peer_urls,
+            "recovered-remote-peer-urls" = ?Json(&member.peer_urls),
             "recovered-remote-peer-is-learner" = member.is_learner,
             "recovered/added member from store"
         );
