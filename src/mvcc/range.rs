@@ -182,6 +182,15 @@ struct Selected {
     row: Option<Bytes>,
 }
 
+/// The rows of an answer.
+#[derive(Debug)]
+pub(super) struct Page {
+    pub(super) rows: Vec<Bytes>,
+    pub(super) more: bool,
+    /// How many keys the range holds, if all were seen.
+    pub(super) count: Option<usize>,
+}
+
 impl View {
     /// Answers a read.
     ///
@@ -199,13 +208,16 @@ impl View {
         if let (KeyRange::Single(key), Content::Rows) = (&options.range, options.content) {
             return self.single(key, options, at);
         }
+        let page = self.page(options, at)?;
+        let count = page.count.unwrap_or_else(|| self.index.count(&options.range, at));
+        Ok(self.answer(page.rows, count, page.more))
+    }
+
+    /// The rows of an answer, without counting what the limit left unseen.
+    pub(super) fn page(&self, options: &RangeOptions, at: Revision) -> Result<Page, ReadError> {
         let mut selected = self.select(options, at);
-        let count = match options.limit() {
-            Some(limit) if limit < selected.len() && options.limits_early() => {
-                self.index.count(&options.range, at)
-            }
-            _ => selected.len(),
-        };
+        let seen = selected.len();
+        let saw_all = !options.limits_early() || options.limit().is_none_or(|limit| seen <= limit);
         selected.retain(|key| options.filters.keep(&key.version));
         let (rows, more) = match options.sort_by {
             SortBy::Value => self.by_value(options, &selected)?,
@@ -215,7 +227,7 @@ impl View {
                 (self.rows_of(options.content, selected)?, more)
             }
         };
-        Ok(self.answer(rows, count, more))
+        Ok(Page { rows, more, count: saw_all.then_some(seen) })
     }
 
     /// The answer to the most frequent question: everything about one key.

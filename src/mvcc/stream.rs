@@ -11,6 +11,7 @@ use prost::length_delimiter_len;
 use super::{
     encoding::RowFields,
     index::successor,
+    metrics,
     range::{Content, RangeOptions},
     rows::Damage,
     view::{ReadError, View},
@@ -78,28 +79,28 @@ impl RangeStream {
         if self.ended {
             return Ok(None);
         }
-        let answer = view.range(&self.options)?;
-        let began_at = *self.began_at.get_or_insert(answer.revision);
-        if self.options.revision <= Revision(0) {
-            self.options.revision = began_at;
-        }
-        self.keys_sent += i64::try_from(answer.rows.len()).expect("rows fit into memory");
+        metrics::RANGES.inc();
+        let at = view.readable(self.options.revision)?;
+        let began_at = *self.began_at.get_or_insert(view.revision());
         if self.options.content == Content::Count {
             self.ended = true;
-            let end = StreamEnd { revision: began_at, more: false, count: answer.count };
+            let end = StreamEnd { revision: began_at, more: false, count: self.rest(view, at) };
             return Ok(Some(StreamChunk { rows: Vec::new(), end: Some(end) }));
         }
-        if let Some(last) = answer.rows.last() {
+        let page = view.page(&self.options, at)?;
+        self.options.revision = at;
+        self.keys_sent += i64::try_from(page.rows.len()).expect("rows fit into memory");
+        if let Some(last) = page.rows.last() {
             self.continue_after(last)?;
         }
-        self.ended = !answer.more || self.keys_sent == self.keys_left;
+        self.ended = !page.more || self.keys_sent == self.keys_left;
         let end = self.ended.then(|| StreamEnd {
             revision: began_at,
-            more: answer.more,
-            count: self.keys_sent + if answer.more { self.rest(view) } else { 0 },
+            more: page.more,
+            count: self.keys_sent + if page.more { self.rest(view, at) } else { 0 },
         });
-        self.resize(answer.rows.iter().map(encoded_bytes).sum());
-        Ok(Some(StreamChunk { rows: answer.rows, end }))
+        self.resize(page.rows.iter().map(encoded_bytes).sum());
+        Ok(Some(StreamChunk { rows: page.rows, end }))
     }
 
     fn continue_after(&mut self, row: &Bytes) -> Result<(), ReadError> {
@@ -115,8 +116,8 @@ impl RangeStream {
     }
 
     /// How many keys of the range lie behind those that were sent.
-    fn rest(&self, view: &View) -> i64 {
-        let rest = view.index.count(&self.options.range, self.options.revision);
+    fn rest(&self, view: &View, at: Revision) -> i64 {
+        let rest = view.index.count(&self.options.range, at);
         i64::try_from(rest).expect("fewer keys than bytes of memory")
     }
 
