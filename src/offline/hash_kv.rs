@@ -40,6 +40,8 @@ pub struct HashKv {
 
 /// Hashes the history in the database file or data directory at `path`, up to `revision`; 0 is the
 /// last one. Nothing is changed, and an unfinished compaction counts as finished.
+/// Of a data directory this is its checkpoint: what a member that did not stop in order has only in
+/// its log is not in it.
 ///
 /// # Errors
 /// - [`OfflineError::Path`] without such a file, [`OfflineError::Database`] if it is damaged.

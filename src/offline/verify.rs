@@ -34,6 +34,9 @@ pub struct Verified {
 
 /// Reads everything in `data_dir`, and the log in `wal_dir` if it is elsewhere.
 ///
+/// A record that a crash may have cut short at the very end of the log is no damage: a start cuts
+/// it off and keeps a copy.
+///
 /// # Errors
 /// - [`OfflineError::Path`] without such a directory.
 /// - [`OfflineError::Refused`] if a server has it for longer than `timeout`.
