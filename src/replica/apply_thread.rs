@@ -153,7 +153,7 @@ impl ApplyThread {
         // The caller is answered by the replica thread, so the state must be visible before; and
         // raft must make the change before it hears that the entry is applied.
         let applied = self.publish();
-        let input = Input::ConfChange { change: Box::new(change), id, outcome };
+        let input = Input::ConfChange { index, change: Box::new(change), id, outcome };
         drop(self.replica.send_reserved(input));
         self.shared.applied.set(applied);
     }

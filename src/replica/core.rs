@@ -42,6 +42,8 @@ pub enum Input {
     Persisted(BatchNumber),
     /// The apply thread met a change of membership and has carried it out, or refused it.
     ConfChange {
+        /// Its entry, up to which everything is applied.
+        index: LogIndex,
         /// What raft is to do: the change, or one of nobody if it was refused.
         change: Box<ConfChange>,
         /// Whom to answer.
@@ -162,11 +164,9 @@ impl Core {
     }
 
     /// Takes notice of what the apply thread has applied, as long as it may: what follows a change
-    /// of membership waits until raft has made that change.
+    /// of membership waits until raft has made that change. A position that is known is old news.
     pub fn note_applied(&mut self, index: LogIndex) {
-        let before = self.raft.applied_index();
-        assert!(before <= index, "applied moved back from {before} to {index}");
-        if before < index {
+        if self.raft.applied_index() < index {
             self.raft.applied(index);
         }
     }
@@ -186,7 +186,13 @@ impl Core {
                 }
             }
             Input::Persisted(number) => self.persisted(number),
-            Input::ConfChange { change, id, outcome } => self.change_members(&change, id, outcome),
+            Input::ConfChange { index, change, id, outcome } => {
+                self.change_members(&change);
+                // Raft takes no further change before it knows that this one is applied, and
+                // whoever is answered may propose the next one at once.
+                self.note_applied(index);
+                self.effects.push(Effect::Answer { id, outcome });
+            }
             Input::SnapshotSaved(metadata) => self.snapshot_saved(*metadata),
             Input::TransferLeader(to) => self.raft.transfer_leader(to),
             Input::Stop => self.stopped = true,
@@ -233,12 +239,11 @@ impl Core {
         self.raft.snapshot_taken(Snapshot { data: None, metadata: Some(metadata) });
     }
 
-    fn change_members(&mut self, change: &ConfChange, id: RequestId, outcome: Outcome) {
+    fn change_members(&mut self, change: &ConfChange) {
         if let Err(error) = self.raft.apply_conf_change(change) {
             // The state machine lets only legal changes through; a foreign log may hold others.
             tracing::error!(%error, "raft refused a change of membership");
         }
-        self.effects.push(Effect::Answer { id, outcome });
     }
 
     fn propose(&mut self, proposal: Proposal) {
@@ -320,7 +325,7 @@ impl Core {
 
 #[cfg(test)]
 mod tests {
-    use proto::raftpb::{ConfState, HardState};
+    use proto::raftpb::{ConfState, EntryType, HardState};
 
     use super::*;
     use crate::consensus::{Config, RaftState};
@@ -389,6 +394,35 @@ mod tests {
         core.handle(Input::Propose("a".into()));
         let effects = core.take_effects();
         assert!(matches!(effects.as_slice(), [Effect::Persist(_)]), "{effects:?}");
+    }
+
+    #[test]
+    fn change_of_membership_may_follow_the_answer_to_the_one_before() {
+        let mut core = lone_voter();
+        core.campaign_if_alone();
+        settle(&mut core);
+        // Refused by the state machine, so a change of nobody.
+        let change = || Box::new(ConfChange { node_id: Some(0), ..ConfChange::default() });
+        core.handle(Input::ProposeConfChange(change()));
+        let mut index = LogIndex(0);
+        while index == LogIndex(0) {
+            for effect in core.take_effects() {
+                if let Effect::Persist(batch) = effect {
+                    core.handle(Input::Persisted(batch.number));
+                } else if let Effect::Apply(entries) = effect {
+                    index = crate::model::entry_index(&entries[0]);
+                }
+            }
+        }
+        let (id, outcome) = (RequestId(7), Ok(crate::model::Answer::Done));
+        core.handle(Input::ConfChange { index, change: change(), id, outcome });
+        core.handle(Input::ProposeConfChange(change()));
+        let kinds = core.take_effects().into_iter().filter_map(|effect| match effect {
+            Effect::Persist(batch) => batch.entries.first().and_then(crate::model::entry_kind),
+            _ => None,
+        });
+        let kinds: Vec<EntryType> = kinds.collect();
+        assert_eq!(kinds, [EntryType::EntryConfChange], "the second change was not taken");
     }
 
     #[test]
