@@ -20,7 +20,7 @@ use super::link::{Link, Ring};
 use crate::mvcc::EventBatch;
 
 /// Events that may wait for a watch thread. Beyond it they are dropped, and watchers read them
-/// from history, which takes no more memory. At 100 bytes each, without their rows.
+/// from history, which takes no more memory. About 10 MiB without their rows.
 const EVENTS_MAX: usize = 65_536;
 
 /// The inputs of one watch thread.
