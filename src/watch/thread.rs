@@ -191,12 +191,15 @@ impl<H: History + Clone + Send> Lane<H> {
             self.hub.tick(now);
             PROGRESS_SECONDS.observe(self.clock.now().saturating_sub(now).as_secs_f64());
         }
-        // Fresh events do not wait for those who read history.
-        self.flush();
-        if self.hub.is_behind() {
-            self.hub.catch_up(&mail.view);
+        // Fresh events do not wait for those who read history; answers do, because most of those
+        // who have just begun to watch read history too, and are woken once then.
+        if !mail.batches.is_empty() {
             self.flush();
         }
+        if self.hub.is_behind() {
+            self.hub.catch_up(&mail.view);
+        }
+        self.flush();
     }
 
     /// Looks at a link that rang.
