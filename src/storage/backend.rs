@@ -34,7 +34,7 @@ use super::{
     writer::Writer,
 };
 use crate::{
-    base::clock::Clock,
+    base::{clock::Clock, duration::Took},
     model::{LogIndex, Row, RowRevision},
 };
 
@@ -129,7 +129,7 @@ impl Backend {
             _owner: owner,
         });
         shared.set_sizes(sizes);
-        tracing::info!(path = %dir.display(), took = ?clock.now(), "opened backend db");
+        tracing::info!(path = %dir.display(), took = %Took(clock.now()), "opened backend db");
         let writer = Writer::new(Arc::clone(&shared), environment, clock);
         Ok((Self(shared), writer))
     }
@@ -373,7 +373,7 @@ fn lock(dir: &Path, clock: &Clock) -> io::Result<File> {
             said = true;
             tracing::info!(
                 path = %dir.display(),
-                took = ?took,
+                took = %Took(took),
                 "db file is flocked by another process, or taking too long"
             );
         }

@@ -43,7 +43,7 @@ use super::{
     tables::Table,
     writer::{Transaction, Writer},
 };
-use crate::failpoint;
+use crate::{base::duration::Took, failpoint};
 
 /// The beginning of the names of copies.
 const COPY_PREFIX: &str = "copy-";
@@ -207,16 +207,17 @@ impl Copy {
     fn report(&self, after: Sizes, now: Duration) {
         let took = now - self.since;
         metrics::DEFRAGMENT_SECONDS.observe(took.as_secs_f64());
-        let diff = |after: u64, before: u64| i128::from(after) - i128::from(before);
+        let signed = |bytes: u64| i64::try_from(bytes).unwrap_or(i64::MAX);
+        let diff = |after: u64, before: u64| signed(after) - signed(before);
         tracing::info!(
             path = %self.dir.display(),
-            "current-db-size-bytes-diff" = %diff(after.total, self.before.total),
+            "current-db-size-bytes-diff" = diff(after.total, self.before.total),
             "current-db-size-bytes" = after.total,
             "current-db-size" = metrics::human_bytes(after.total),
-            "current-db-size-in-use-bytes-diff" = %diff(after.in_use, self.before.in_use),
+            "current-db-size-in-use-bytes-diff" = diff(after.in_use, self.before.in_use),
             "current-db-size-in-use-bytes" = after.in_use,
             "current-db-size-in-use" = metrics::human_bytes(after.in_use),
-            took = ?took,
+            took = %Took(took),
             "finished defragmenting directory"
         );
     }

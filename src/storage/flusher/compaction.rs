@@ -8,7 +8,7 @@ use std::{collections::VecDeque, time::Duration};
 
 use super::FlusherOptions;
 use crate::{
-    base::clock::Clock,
+    base::{clock::Clock, duration::Took},
     failpoint,
     model::{Revision, RowRevision},
     storage::{
@@ -106,7 +106,7 @@ impl Compactions {
         let sizes = writer.sizes();
         tracing::info!(
             "compact-revision" = revision.0,
-            took = ?took,
+            took = %Took(took),
             "number-of-keys-compacted" = deleted,
             "current-db-size-bytes" = sizes.total,
             "current-db-size" = metrics::human_bytes(sizes.total),

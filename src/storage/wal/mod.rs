@@ -56,6 +56,7 @@ use super::metrics;
 use crate::{
     base::{
         clock::Clock,
+        duration::Took,
         file::{Disk, File},
     },
     failpoint,
@@ -395,7 +396,8 @@ impl Wal {
         let took = self.clock.now() - start;
         metrics::WAL_FSYNC_SECONDS.observe(took.as_secs_f64());
         if SYNC_PATIENCE < took {
-            tracing::warn!(took = ?took, "expected-duration" = ?SYNC_PATIENCE, "slow fdatasync");
+            let expected = Took(SYNC_PATIENCE);
+            tracing::warn!(took = %Took(took), "expected-duration" = %expected, "slow fdatasync");
         }
         Ok(())
     }
