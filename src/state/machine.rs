@@ -6,7 +6,7 @@
 //!
 //! Source: etcd `server/etcdserver/apply/{uber_applier,backend}.go`.
 
-use std::{mem, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use proto::{
@@ -21,25 +21,21 @@ use proto::{
 };
 
 use super::{
-    Alarms, Published, Quota, conf_state,
+    Alarms, Quota, conf_state,
     gate::{self, cost},
-    txn,
+    log, txn,
 };
 use crate::{
     auth,
-    base::log::Json,
-    cluster::{
-        CLUSTER_VERSION_MIN, ClusterGauges, Downgrade, MemberChange, Membership, Version,
-        v2_store_json,
-    },
-    lease::{LeaseSettings, LeaseTable, Lessor, Persist},
+    cluster::{CLUSTER_VERSION_MIN, ClusterGauges, Downgrade, Membership, Version},
+    lease::{LeaseSettings, LeaseTable, Persist},
     model::{
         Answer, ClusterId, Command, KeyRange, LeaseId, LogIndex, MemberId, Outcome, Rejection,
         Request, Revision, RowRevision, Term,
     },
-    mvcc::{Committed, CompactionStep, EventBatch, HashJob, ReadError, Store, WriteTxn},
+    mvcc::{Committed, EventBatch, ReadError, Store, WriteTxn},
     storage::{
-        Backend, FlushBatch, Table, TableWrite,
+        Backend, Table, TableWrite,
         keys::etcd_revision,
         tables::{SCHEDULED_COMPACT_REVISION, STORAGE_VERSION},
     },
@@ -102,24 +98,6 @@ pub enum Effect {
     Propose(Request),
 }
 
-/// Work that is not urgent, one bounded piece at a time.
-#[derive(Debug)]
-pub enum Background {
-    /// Look again when there is nothing better to do.
-    Working,
-    /// To be run on a thread that may take long; compaction goes on when it has been run.
-    Hash(HashJob),
-    /// Rows for the flusher to delete.
-    Delete {
-        /// The revision of the compaction.
-        revision: Revision,
-        /// The rows.
-        dead: Vec<RowRevision>,
-        /// Whether they are the last ones of this compaction.
-        last: bool,
-    },
-}
-
 impl Machine {
     /// Applies one committed request. `now` is the reading of the member's clock, for the
     /// deadlines of leases alone.
@@ -177,7 +155,7 @@ impl Machine {
             })?;
             self.conf_state_changed |= next != self.conf_state;
             self.conf_state = next;
-            self.log_member_change(&accepted);
+            log::member_change(&self.settings, &accepted);
             Arc::make_mut(&mut self.membership).apply(&accepted, &mut self.writes);
             self.gauges.show(&self.membership);
         }
@@ -340,7 +318,7 @@ impl Machine {
             );
             return Err(Rejection::UnknownCommand);
         }
-        self.log_cluster_version(version);
+        log::cluster_version(&self.settings, self.membership.version(), version);
         Arc::make_mut(&mut self.membership).set_version(version, &mut self.writes);
         self.gauges.show(&self.membership);
         if version != CLUSTER_VERSION_MIN && self.storage_version < Some(version) {
@@ -377,149 +355,6 @@ impl Machine {
         let downgrade = Downgrade { target_version, enabled: set.enabled };
         Arc::make_mut(&mut self.membership).set_downgrade(downgrade, &mut self.writes);
         Answer::Done
-    }
-
-    fn log_cluster_version(&self, version: Version) {
-        let (cluster, local) = (self.settings.cluster, self.settings.member);
-        match self.membership.version() {
-            Some(from) => tracing::info!(
-                "cluster-id" = %cluster,
-                "local-member-id" = %local,
-                from = %from.cluster_text(),
-                to = %version.cluster_text(),
-                "updated cluster version"
-            ),
-            None => tracing::info!(
-                "cluster-id" = %cluster,
-                "local-member-id" = %local,
-                "cluster-version" = %version.cluster_text(),
-                "set initial cluster version"
-            ),
-        }
-        tracing::info!(
-            "cluster-version" = %version.cluster_text(),
-            "enabled capabilities for version"
-        );
-    }
-
-    fn log_member_change(&self, change: &MemberChange) {
-        let (cluster, local) = (self.settings.cluster, self.settings.member);
-        match change {
-            MemberChange::Add(member) => tracing::info!(
-                "cluster-id" = %cluster,
-                "local-member-id" = %local,
-                "added-peer-id" = %member.id,
-                "added-peer-peer-urls" = ?Json(&member.peer_urls),
-                "added-peer-is-learner" = member.is_learner,
-                "added member"
-            ),
-            MemberChange::Promote(id) => tracing::info!(
-                "cluster-id" = %cluster,
-                "local-member-id" = %local,
-                "promoted-member-id" = %id,
-                "promote member"
-            ),
-            MemberChange::Remove(id) => tracing::info!(
-                "cluster-id" = %cluster,
-                "local-member-id" = %local,
-                "removed-remote-peer-id" = %id,
-                "removed member"
-            ),
-            MemberChange::Update { member, peer_urls } => tracing::info!(
-                "cluster-id" = %cluster,
-                "local-member-id" = %local,
-                "updated-remote-peer-id" = %member,
-                "updated-remote-peer-urls" = ?Json(peer_urls),
-                "updated member"
-            ),
-        }
-    }
-
-    /// The last applied entry.
-    #[must_use]
-    pub const fn applied(&self) -> LogIndex {
-        self.applied
-    }
-
-    /// The term of the last applied entry.
-    #[must_use]
-    pub const fn applied_term(&self) -> Term {
-        self.applied_term
-    }
-
-    /// The raft configuration at the last applied entry.
-    #[must_use]
-    pub fn conf_state(&self) -> ConfState {
-        self.conf_state.clone()
-    }
-
-    /// The lessor, for the threads that serve and for whoever promotes and demotes it.
-    #[must_use]
-    pub const fn lessor(&self) -> &Lessor {
-        self.leases.lessor()
-    }
-
-    /// The membership in the form that `.snap` files hold.
-    #[must_use]
-    pub fn membership_for_older_versions(&self) -> Bytes {
-        v2_store_json(&self.membership)
-    }
-
-    /// An immutable copy of everything that readers need, as of the last applied entry.
-    #[must_use]
-    pub fn publish(&self) -> Published {
-        Published {
-            kv: self.store.view(),
-            membership: Arc::clone(&self.membership),
-            alarms: Arc::clone(&self.alarms),
-            auth: self.auth,
-            storage_version: self.storage_version,
-            applied: self.applied,
-            applied_term: self.applied_term,
-        }
-    }
-
-    /// The changes since the last call for watchers, one batch per revision, in order.
-    pub fn take_events(&mut self) -> Vec<EventBatch> {
-        mem::take(&mut self.events)
-    }
-
-    /// The changes since the last call for the backend.
-    pub fn take_flush(&mut self) -> FlushBatch {
-        let changed = mem::take(&mut self.conf_state_changed);
-        FlushBatch {
-            rows: self.store.take_rows(),
-            tables: mem::take(&mut self.writes),
-            applied: self.applied,
-            term: self.applied_term,
-            conf_state: changed.then(|| conf_state::to_json(&self.conf_state)),
-        }
-    }
-
-    /// Learns that the backend holds every row up to `upto`, so that memory may be freed.
-    pub fn rows_flushed(&mut self, upto: Revision) {
-        self.store.rows_flushed(upto);
-    }
-
-    /// Whether [`Machine::background_step`] may have something to do.
-    #[must_use]
-    pub const fn has_background_work(&self) -> bool {
-        self.may_have_background_work
-    }
-
-    /// Does a bounded part of the compactions under way; `None` if there is nothing to do.
-    pub fn background_step(&mut self) -> Option<Background> {
-        match self.store.compaction_step() {
-            CompactionStep::Idle => {
-                self.may_have_background_work = false;
-                None
-            }
-            CompactionStep::Working => Some(Background::Working),
-            CompactionStep::Hash(job) => Some(Background::Hash(job)),
-            CompactionStep::Delete { revision, dead, last } => {
-                Some(Background::Delete { revision, dead, last })
-            }
-        }
     }
 }
 

@@ -7,10 +7,9 @@ use std::{error::Error, fmt, sync::Arc};
 
 use proto::raftpb::ConfState;
 
-use super::{Alarms, Machine, Settings, conf_state};
+use super::{Alarms, Machine, Settings, conf_state, log};
 use crate::{
     auth,
-    base::log::Json,
     cluster::{ClusterGauges, Membership, MembershipError, Version},
     lease::{LeaseError, LeaseTable},
     model::{LogIndex, Term},
@@ -117,7 +116,7 @@ impl Machine {
         }
         let mut gauges = ClusterGauges::new(settings.member);
         gauges.show(&membership);
-        log_recovered(&membership, &settings);
+        log::recovered(&settings, &membership);
         let machine = Self {
             settings,
             backend: backend.clone(),
@@ -218,24 +217,4 @@ fn read_alarms(reader: &Reader<'_>) -> Result<Alarms, RecoverError> {
 
 fn parse_version(text: &[u8]) -> Option<Version> {
     std::str::from_utf8(text).ok()?.parse().ok()
-}
-
-fn log_recovered(membership: &Membership, settings: &Settings) {
-    let (cluster, local) = (settings.cluster, settings.member);
-    for member in membership.members() {
-        tracing::info!(
-            "cluster-id" = %cluster,
-            "local-member-id" = %local,
-            "recovered-remote-peer-id" = %member.id,
-            "recovered-remote-peer-urls" = ?Json(&member.peer_urls),
-            "recovered-remote-peer-is-learner" = member.is_learner,
-            "recovered/added member from store"
-        );
-    }
-    if let Some(version) = membership.version() {
-        tracing::info!(
-            "cluster-version" = %version.cluster_text(),
-            "set cluster version from store"
-        );
-    }
 }
