@@ -12,6 +12,7 @@ use std::{
     path::Path,
 };
 
+use rustix::process::{Resource, getrlimit};
 use tracing::{error, info, warn};
 
 use super::{
@@ -40,6 +41,9 @@ const EXIT_INVALID: u8 = 1;
 /// The arguments cannot be read.
 const EXIT_USAGE: u8 = 2;
 
+/// Open files that the member itself may need; the rest is for clients.
+const FILES_RESERVED: u64 = 150;
+
 /// Reads the configuration. `arguments` start with the program's name.
 #[must_use]
 pub fn load(arguments: &[String], environment: &[(String, String)]) -> Start {
@@ -49,6 +53,9 @@ pub fn load(arguments: &[String], environment: &[(String, String)]) -> Start {
     if let Some(command @ ("gateway" | "grpc-proxy")) = rest.first().map(String::as_str) {
         complain(&format!("{program} {command} is not available yet; use etcd's own for it\n"));
         return Start::Exit(EXIT_INVALID);
+    }
+    if let Err(code) = check_architecture(help::arch(), environment) {
+        return Start::Exit(code);
     }
     let mut flags = Flags::default();
     let leftover = match syntax::parse(&mut flags, rest) {
@@ -88,6 +95,23 @@ pub fn load(arguments: &[String], environment: &[(String, String)]) -> Start {
     };
     info!(args = ?Json(arguments), "Running: ");
     settle(flags)
+}
+
+/// Refuses processors that etcd is not tested on, unless the operator insists.
+fn check_architecture(arch: &str, environment: &[(String, String)]) -> Result<(), u8> {
+    if ["amd64", "arm64", "ppc64le", "s390x"].contains(&arch) {
+        return Ok(());
+    }
+    let insists = |(key, value): &(String, String)| key == "ETCD_UNSUPPORTED_ARCH" && value == arch;
+    if environment.iter().any(insists) {
+        info!(%arch, "running etcd on unsupported architecture since ETCD_UNSUPPORTED_ARCH is set");
+        return Ok(());
+    }
+    error!(
+        %arch,
+        "Refusing to run etcd on unsupported architecture since ETCD_UNSUPPORTED_ARCH is not set"
+    );
+    Err(EXIT_INVALID)
 }
 
 /// Why flags cannot be read.
@@ -205,6 +229,15 @@ fn settle(mut flags: Flags) -> Start {
     }
     if let Err(code) = identify(Path::new(&flags.data_dir)) {
         return Start::Exit(code);
+    }
+    let files_max = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
+    if files_max <= FILES_RESERVED {
+        error!(
+            target: FATAL,
+            { limit = files_max, "recommended-limit" = FILES_RESERVED },
+            "file descriptor limit of etcd process is too low; please set higher"
+        );
+        return Start::Exit(EXIT_INVALID);
     }
     match validate::listeners(&flags).and_then(|()| Config::of(flags)) {
         Ok(config) => Start::Run(Box::new(config)),
@@ -328,7 +361,7 @@ fn complain(text: &str) {
 
 #[cfg(test)]
 mod tests {
-    use super::{Start, load};
+    use super::{Start, check_architecture, load};
     use crate::config::Config;
 
     fn started(arguments: &[&str], variables: &[(&str, &str)]) -> Start {
@@ -388,6 +421,15 @@ mod tests {
         assert_eq!(code(&["--auto-compaction-retention=x"], &[]), 1, "a bad retention");
         assert_eq!(code(&["--cert-file=x", "--key-file=y"], &[]), 1, "TLS is missing");
         assert_eq!(code(&["gateway", "start"], &[]), 1, "the gateway is missing");
+    }
+
+    #[test]
+    fn an_untested_processor_needs_the_operator_s_word() {
+        let word = |arch: &str| [("ETCD_UNSUPPORTED_ARCH".to_owned(), arch.to_owned())];
+        assert_eq!(check_architecture("amd64", &[]), Ok(()), "tested");
+        assert_eq!(check_architecture("riscv64", &[]), Err(1), "untested");
+        assert_eq!(check_architecture("riscv64", &word("riscv64")), Ok(()), "insisted on");
+        assert_eq!(check_architecture("riscv64", &word("mips")), Err(1), "another one");
     }
 
     #[test]
