@@ -265,7 +265,8 @@ mod tests {
                     KeyRef { prefix: left, suffix: b"" },
                     KeyRef { prefix: b"", suffix: right },
                 );
-                prop_assert!(left.as_slice() < between.as_ref() && between.as_ref() <= right.as_slice());
+                prop_assert!(left.as_slice() < between.as_ref(), "{between:?}");
+                prop_assert!(between.as_ref() <= right.as_slice(), "{between:?}");
             }
             keys.append(&right);
             model.extend(model_right);

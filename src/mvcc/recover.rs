@@ -26,8 +26,8 @@ use crate::{
     storage::Backend,
 };
 
-/// Rows of a batch. In key order a million random keys are in the index in 1.1 s, in revision
-/// order in 2.4 s (same busy machine). Some ten megabytes, and a good part of the leaves of a million keys.
+/// Rows of a batch: some ten megabytes, and a good part of the leaves of a million keys. On a busy
+/// 2-core machine a million random keys are restored in 1.1 s like this, in 2.4 s one by one.
 const BATCH_ROWS: usize = 128 * 1024;
 
 /// Why the store could not be rebuilt.
