@@ -417,9 +417,9 @@ mod tests {
         let (id, outcome) = (RequestId(7), Ok(crate::model::Answer::Done));
         core.handle(Input::ConfChange { index, change: change(), id, outcome });
         core.handle(Input::ProposeConfChange(change()));
-        let kinds = core.take_effects().into_iter().filter_map(|effect| match effect {
-            Effect::Persist(batch) => batch.entries.first().and_then(crate::model::entry_kind),
-            _ => None,
+        let kinds = core.take_effects().into_iter().filter_map(|effect| {
+            let Effect::Persist(batch) = effect else { return None };
+            batch.entries.first().and_then(crate::model::entry_kind)
         });
         let kinds: Vec<EntryType> = kinds.collect();
         assert_eq!(kinds, [EntryType::EntryConfChange], "the second change was not taken");
