@@ -187,7 +187,9 @@ impl Generator {
                 let revision = self.old_revision();
                 Call::Compact(CompactionRequest { revision, physical: true })
             }
+            // Official etcd sends everything at once for a negative limit; only the sum counts.
             94..=96 => Call::RangeStream(RangeRequest {
+                limit: 0,
                 sort_order: 0,
                 min_mod_revision: 0,
                 max_mod_revision: 0,

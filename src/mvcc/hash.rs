@@ -84,7 +84,8 @@ impl Hashes {
 }
 
 impl View {
-    /// Hashes the key history up to `revision`; 0 and below stand for the newest.
+    /// Hashes the key history up to `revision`; 0 stands for the newest. Below 0 lies no history,
+    /// so the hash is that of the bucket's name.
     ///
     /// At the revision of a compaction the answer is the one that was computed then, with the
     /// compaction before it, until the member restarts.
@@ -96,6 +97,10 @@ impl View {
     pub fn hash_kv(&self, revision: Revision) -> Result<HashKv, ReadError> {
         if let Some(hash) = self.hashes.get(revision) {
             return Ok(hash);
+        }
+        if revision < Revision(0) {
+            let (hash, compact_revision) = (crc32c::crc32c(BUCKET), self.compacted);
+            return Ok(HashKv { hash, compact_revision, hash_revision: revision });
         }
         let at = self.readable(revision)?;
         let hash = self.hash(at, self.compacted, Entry::kept_for_hash)?;
