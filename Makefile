@@ -20,10 +20,19 @@ fix: protoc
 test: protoc
 	tools/run-tests --workspace
 
-# The same checks against us and against official etcd. Needs Go; builds etcd once.
+# The same checks against us and against official etcd, then etcd's own suite. Needs Go, unshare and
+# ip; builds etcd once.
 compat: protoc
-	$(CARGO) build --release --locked
-	tools/run-tests -p oxetcd-compat-tests
+	$(CARGO) build --release --locked --workspace
+	OXETCD_BIN_DIR=$(CURDIR)/target/release tools/run-tests -p oxetcd-compat-tests
+	target/release/compat
+
+# Kills a server again and again under load; nothing acknowledged may be lost.
+CYCLES ?= 1000
+SEED ?= 1
+sim: protoc
+	$(CARGO) build --release --locked --workspace
+	target/release/fault --cycles $(CYCLES) --seed $(SEED)
 
 install:
 	$(CARGO) build --release --locked
@@ -34,5 +43,5 @@ protoc:
 	$(CARGO) build --quiet --locked -p oxetcd-tools --bin oxetcd-protoc
 	@install -D -C target/debug/oxetcd-protoc target/protoc/oxetcd-protoc
 
-bench sim fuzz:
+bench fuzz:
 	@echo "make $@ is not available yet" >&2; exit 1

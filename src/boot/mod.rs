@@ -158,6 +158,7 @@ fn serve_options(config: &Config) -> serve::Options {
         keepalive_interval: config.grpc_keepalive_interval,
         keepalive_timeout: config.grpc_keepalive_timeout,
         reuse_port: config.socket_reuse_port,
+        show_authority: std::env::var("GODEBUG").is_ok_and(|text| text.contains("http2debug=2")),
         ..serve::Options::default()
     }
 }

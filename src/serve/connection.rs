@@ -4,7 +4,8 @@
 //! thread that the connection was given to. Called by `workers`.
 
 use std::{
-    convert::Infallible, future::Future, net::SocketAddr, pin::pin, sync::Arc, time::Duration,
+    convert::Infallible, future::Future, io::Write, net::SocketAddr, pin::pin, sync::Arc,
+    time::Duration,
 };
 
 use http::{HeaderMap, Request, Response, Version, header::CONTENT_TYPE};
@@ -138,6 +139,9 @@ impl<M: Member> Service<M> {
         remote: Option<SocketAddr>,
         traffic: Traffic,
     ) -> Response<Body> {
+        if self.options.show_authority && request.version() == Version::HTTP_2 {
+            show_authority(&request);
+        }
         let grpc = matches!(traffic, Traffic::GrpcAndHttp | Traffic::Grpc);
         if grpc && request.version() == Version::HTTP_2 && is_grpc(request.headers()) {
             return api::call(Arc::clone(&self.edge), remote, request).await;
@@ -159,6 +163,15 @@ impl<M: Member> Service<M> {
 pub(super) async fn stopped(stop: &mut watch::Receiver<bool>) {
     // An error means that whoever could stop us is gone, which is a stop as well.
     drop(stop.wait_for(|stop| *stop).await);
+}
+
+/// Prints whom the client believes to talk to, in the words of Go's HTTP/2 library, whose debug
+/// output tools look through. A line of its own, not one of the log.
+fn show_authority<B>(request: &Request<B>) {
+    let authority = request.uri().authority().map_or("", |authority| authority.as_str());
+    let line = format!("http2: decoded hpack field header field \":authority\" = {authority:?}\n");
+    // Without a standard error there is nobody to tell.
+    drop(std::io::stderr().write_all(line.as_bytes()));
 }
 
 fn is_grpc(headers: &HeaderMap) -> bool {

@@ -107,6 +107,9 @@ pub struct Options {
     pub keepalive_interval: Duration,
     /// A ping is answered within this time, or the connection ends; zero sends no pings.
     pub keepalive_timeout: Duration,
+    /// Prints the authority of each HTTP/2 request, as a Go server does with
+    /// `GODEBUG=http2debug=2`.
+    pub show_authority: bool,
     /// Lets several processes listen on one port.
     pub reuse_port: bool,
     /// Lets a port be bound that closed connections still occupy. Always on, as in Go.
@@ -120,6 +123,7 @@ impl Default for Options {
             concurrent_streams_max: u32::MAX,
             keepalive_interval: Duration::from_hours(2),
             keepalive_timeout: Duration::from_secs(20),
+            show_authority: false,
             reuse_port: false,
             reuse_address: true,
         }
