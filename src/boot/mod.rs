@@ -52,6 +52,11 @@ use member::LocalMember;
 use open::{StartError, open};
 use threads::Threads;
 
+/// How long requests that are under way may take at the end.
+///
+/// Source: etcd waits for as long as a request may take, and for open streams as long.
+const GRACE: Duration = Duration::from_secs(2);
+
 /// The signals that end a member: terminate, interrupt.
 type Signals = (Signal, Signal);
 
@@ -279,7 +284,10 @@ fn end(config: &Config, serving: Serving, threads: Threads) {
     let name = config.name.as_str();
     let data_dir = config.data_dir.display().to_string();
     tracing::info!(name, "data-dir" = data_dir, "closing etcd server");
-    serving.stop(config.request_timeout());
+    // Watches and keep-alives would go on until their clients end them, so they are cut; what else
+    // is under way ends by itself soon.
+    threads.handle().watch().stop();
+    serving.stop(GRACE.min(config.request_timeout()));
     tracing::info!("skipped leadership transfer for single voting member cluster");
     threads.stop();
     tracing::info!(name, "data-dir" = data_dir, "closed etcd server");
@@ -291,6 +299,9 @@ fn end_by(EndedBy(kind): EndedBy) -> ExitCode {
     if process::id() == 1 {
         return ExitCode::SUCCESS;
     }
-    let code = 128 + kind.as_raw_value();
-    ExitCode::from(u8::try_from(code).unwrap_or(u8::MAX))
+    let signal = kind.as_raw_value();
+    if let Err(error) = signal_hook::low_level::emulate_default_handler(signal) {
+        tracing::warn!(%error, "cannot end by the signal that was received");
+    }
+    ExitCode::from(u8::try_from(128 + signal).unwrap_or(u8::MAX))
 }

@@ -207,6 +207,8 @@ impl ApplyThread {
         if self.shared.applied.get() < self.machine.applied() {
             let applied = self.publish();
             self.shared.applied.set(applied);
+            let shown = i64::try_from(applied.0).unwrap_or(i64::MAX);
+            super::metrics::PROPOSALS_APPLIED.set(shown);
             for (id, outcome) in answers {
                 if let Some(reply) = self.shared.pending.remove(id) {
                     drop(reply.send(Ok(outcome)));

@@ -18,7 +18,7 @@ use crate::{
 };
 
 use super::{
-    Core, Effect, Input, apply_thread::ApplyInput, core::Leadership, log_thread::LogInput,
+    Core, Effect, Input, apply_thread::ApplyInput, core::Leadership, log_thread::LogInput, metrics,
     shared::Shared,
 };
 
@@ -105,6 +105,7 @@ impl ReplicaThread {
                 "sent-request-id" = self.rounds.context,
                 "waiting for ReadIndex response took too long, retrying"
             );
+            metrics::SLOW_READS.inc();
             self.shared.reads.retry_unconfirmed();
             self.rounds.sent = None;
         }
@@ -117,9 +118,12 @@ impl ReplicaThread {
 
     /// Ends what has waited too long.
     fn expire(&mut self, now: Duration) {
+        let pending = self.shared.pending.len();
+        metrics::PROPOSALS_PENDING.set(i64::try_from(pending).unwrap_or(i64::MAX));
         let Some(started_before) = now.checked_sub(self.request_timeout) else { return };
         self.shared.reads.fail_older(started_before, &Unavailable::Timeout);
         for (since, reply) in self.shared.pending.remove_older(started_before) {
+            metrics::PROPOSALS_FAILED.inc();
             drop(reply.send(Err(self.timeout_reason(since))));
         }
     }
@@ -138,7 +142,9 @@ impl ReplicaThread {
 
     fn carry_out(&mut self) {
         let effects = self.core.take_effects();
-        self.shared.committed.set(self.core.committed().max(self.shared.committed.get()));
+        let committed = self.core.committed().max(self.shared.committed.get());
+        self.shared.committed.set(committed);
+        metrics::PROPOSALS_COMMITTED.set(i64::try_from(committed.0).unwrap_or(i64::MAX));
         for effect in effects {
             self.perform(effect);
         }
@@ -193,12 +199,12 @@ impl ReplicaThread {
         if before == leader {
             return;
         }
-        super::metrics::HAS_LEADER.set(i64::from(leader != MemberId(0)));
-        super::metrics::IS_LEADER.set(i64::from(leader == shared.member));
+        metrics::HAS_LEADER.set(i64::from(leader != MemberId(0)));
+        metrics::IS_LEADER.set(i64::from(leader == shared.member));
         if leader != MemberId(0) {
             let now = u64::try_from(shared.clock.now().as_millis()).unwrap_or(u64::MAX);
             shared.leader_since_ms.store(now, Ordering::Release);
-            super::metrics::LEADER_CHANGES.inc();
+            metrics::LEADER_CHANGES.inc();
         }
         if before == shared.member {
             self.lessor.demote();
