@@ -303,7 +303,8 @@ async fn transactions_at_the_edges_are_answered_alike() {
 async fn compactions_and_hashes_are_answered_alike() {
     let mut calls = vec![
         Call::Compact(CompactionRequest { revision: -1, physical: false }),
-        Call::Compact(CompactionRequest { revision: 0, physical: false }),
+        // Waits for its end, because a hash is only remembered if the compaction before had ended.
+        Call::Compact(CompactionRequest { revision: 0, physical: true }),
         Call::Compact(CompactionRequest { revision: 1, physical: true }),
         Call::Compact(CompactionRequest { revision: 1, physical: true }),
         Call::Compact(CompactionRequest { revision: 2, physical: true }),
