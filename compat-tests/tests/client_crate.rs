@@ -99,8 +99,7 @@ async fn expired_lease_takes_its_keys_along() {
 async fn watches_deliver_history_and_news() {
     on_both(async |mut client| {
         client.put("w/a", "1", None).await.unwrap();
-        let options =
-            WatchOptions::new().with_prefix().with_start_revision(2).with_prev_key();
+        let options = WatchOptions::new().with_prefix().with_start_revision(2).with_prev_key();
         let mut stream = client.watch("w/", Some(options)).await.unwrap();
         let created = stream.message().await.unwrap().unwrap();
         assert!(created.created());
