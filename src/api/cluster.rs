@@ -82,6 +82,9 @@ pub(super) async fn remove<M: Member>(
     _caller: Caller,
     request: MemberRemoveRequest,
 ) -> Result<Reply, CallError> {
+    if edge.settings.strict_reconfiguration {
+        check_started_without(&edge.member.published().members(), request.id)?;
+    }
     let kind = ConfChangeType::ConfChangeRemoveNode;
     let members = change(edge, kind, MemberId(request.id), None).await?;
     let header = Some(header::without_revision(&edge.member));
@@ -154,6 +157,19 @@ fn check_started(members: &[PbMember]) -> Result<(), Refusal> {
     } else {
         Err(Refusal::NotEnoughStarted)
     }
+}
+
+/// One voter less must leave a quorum of started ones. Learners may always go, and so may members
+/// that do not exist: that is another refusal.
+///
+/// Source: etcd `membership.RaftCluster.IsReadyToRemoveVotingMember`.
+fn check_started_without(members: &[PbMember], removed: u64) -> Result<(), Refusal> {
+    if !members.iter().any(|member| member.id == removed && !member.is_learner) {
+        return Ok(());
+    }
+    let left = || members.iter().filter(|member| !member.is_learner && member.id != removed);
+    let started = left().filter(|member| !member.name.is_empty()).count();
+    if left().count() / 2 < started { Ok(()) } else { Err(Refusal::NotEnoughStarted) }
 }
 
 /// The id that etcd would give to a member added in this second: a hash of its URLs and the time.

@@ -38,6 +38,8 @@ pub enum Input {
     Read,
     /// A peer's message.
     Peer(Box<Message>),
+    /// A message to this member did not get through.
+    Unreachable(MemberId),
     /// The log thread made every batch up to this one durable.
     Persisted(BatchNumber),
     /// The apply thread met a change of membership and has carried it out, or refused it.
@@ -185,6 +187,7 @@ impl Core {
                     tracing::warn!(%error, "dropped a message of a peer");
                 }
             }
+            Input::Unreachable(member) => self.raft.report_unreachable(member),
             Input::Persisted(number) => self.persisted(number),
             Input::ConfChange { index, change, id, outcome } => {
                 self.change_members(&change);

@@ -5,6 +5,7 @@
 //! started by `boot`.
 
 use std::{
+    collections::BTreeSet,
     sync::{Arc, atomic::Ordering},
     time::Duration,
 };
@@ -158,7 +159,7 @@ impl ReplicaThread {
                     self.core.handle(Input::Stop);
                 }
             }
-            Effect::Send(messages) => Self::send(messages),
+            Effect::Send(messages) => self.send(&messages),
             Effect::ConfirmRead { context, index } => {
                 if context == self.rounds.context {
                     self.rounds.sent = None;
@@ -182,12 +183,13 @@ impl ReplicaThread {
         }
     }
 
-    fn send(messages: Vec<Message>) {
-        assert!(
-            messages.is_empty(),
-            "a group of one has nobody to send {} messages to",
-            messages.len()
-        );
+    /// There is no transport yet, so a member that was added stays out of reach, as one that was
+    /// never started.
+    fn send(&mut self, messages: &[Message]) {
+        let members: BTreeSet<_> = messages.iter().filter_map(|message| message.to).collect();
+        for member in members {
+            self.core.handle(Input::Unreachable(MemberId(member)));
+        }
     }
 
     fn show(&self, leadership: Leadership) {

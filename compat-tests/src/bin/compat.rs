@@ -132,9 +132,13 @@ fn parse(output: &str) -> BTreeMap<String, Outcome> {
         let name = rest.rsplit_once(" (").map_or(rest, |(name, _took)| name);
         all.insert(name.to_owned(), outcome);
     }
-    let inner: Vec<_> = all.keys().filter_map(|name| name.rsplit_once('/')).collect();
-    let parents: Vec<_> = inner.into_iter().map(|(parent, _)| parent.to_owned()).collect();
-    all.retain(|name, _| !parents.contains(name));
+    let names: Vec<_> = all.keys().cloned().collect();
+    all.retain(|name, _| {
+        let inside = |other: &String| {
+            other.strip_prefix(name.as_str()).is_some_and(|rest| rest.starts_with('/'))
+        };
+        !names.iter().any(inside)
+    });
     all
 }
 
