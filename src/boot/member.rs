@@ -46,9 +46,7 @@ pub(super) struct LocalMember {
 
 impl LocalMember {
     pub(super) fn new(handle: Handle, config: &Config) -> Self {
-        let quota =
-            config.quota_backend_bytes.map_or(-1, |bytes| i64::try_from(bytes).unwrap_or(i64::MAX));
-        Self { handle, quota: Quota::from_flag(quota) }
+        Self { handle, quota: Quota::from_flag(super::quota_bytes(config)) }
     }
 
     /// Records that the remaining time of a lease is its full one again.

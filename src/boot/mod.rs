@@ -32,11 +32,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::{
     api::{self, Edge},
-    base::{
-        clock::Clock,
-        log::{self, FATAL},
-        ready,
-    },
+    base::{clock::Clock, log, ready},
     config::{AutoCompaction, Config, gates::Gate},
     http::{self, Access, Http},
     model::{MemberId, Unavailable},
@@ -113,6 +109,11 @@ fn quota_flag(config: &Config) -> i64 {
 
 /// Logs the whole chain of an error, as the reason why the process ends.
 fn fatal(error: &(dyn std::error::Error + 'static)) {
+    log::write(log::Level::Fatal, "discovery failed", &[("error", json!(chain(error)))]);
+}
+
+/// An error with everything that led to it, outermost first.
+fn chain(error: &(dyn std::error::Error + 'static)) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
     while let Some(cause) = source {
@@ -120,8 +121,12 @@ fn fatal(error: &(dyn std::error::Error + 'static)) {
         text.push_str(&cause.to_string());
         source = cause.source();
     }
-    log::write(log::Level::Fatal, "discovery failed", &[("error", json!(text))]);
-    debug_assert!(!FATAL.is_empty(), "the level has a name");
+    text
+}
+
+/// The quota in bytes; below 0 is none.
+fn quota_bytes(config: &Config) -> i64 {
+    config.quota_backend_bytes.map_or(-1, |bytes| i64::try_from(bytes).unwrap_or(i64::MAX))
 }
 
 fn start(config: &Config) -> Result<EndedBy, StartError> {
@@ -232,9 +237,7 @@ fn edge_settings(config: &Config) -> api::Settings {
         election_timeout: config.election_timeout(),
         heartbeat_interval: config.heartbeat_interval,
         request_timeout: config.request_timeout(),
-        quota_bytes: config
-            .quota_backend_bytes
-            .map_or(-1, |bytes| i64::try_from(bytes).unwrap_or(i64::MAX)),
+        quota_bytes: quota_bytes(config),
         unhealthy_while_defragmenting: config.feature_gates.enabled(Gate::StopGRPCServiceOnDefrag),
         strict_reconfiguration: config.strict_reconfig_check,
     }

@@ -290,9 +290,7 @@ fn machine_settings(config: &Config, member: MemberId, cluster: ClusterId) -> st
     state::Settings {
         member,
         cluster,
-        quota: config.quota_backend_bytes.map_or(Quota::from_flag(-1), |bytes| {
-            Quota::from_flag(i64::try_from(bytes).unwrap_or(i64::MAX))
-        }),
+        quota: Quota::from_flag(super::quota_bytes(config)),
         learners_max: config.max_learners,
         leases: LeaseSettings {
             ttl_seconds_min: lease::ttl_seconds_min(

@@ -41,7 +41,10 @@ use crate::{
     watch::{self, frame::Identity, hub},
 };
 
-use super::open::{Opened, StartError};
+use super::{
+    chain,
+    open::{Opened, StartError},
+};
 
 /// Watch threads. One encodes and queues more events than two cores can send.
 const WATCH_LANES: usize = 1;
@@ -153,17 +156,10 @@ fn start_thread(
 /// Ends the process if a thread that owns something durable has failed (B2).
 fn or_die<E: Error + 'static>(name: &str, result: Result<(), E>) {
     let Err(error) = result else { return };
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
-        source = cause.source();
-    }
     log::write(
         log::Level::Fatal,
         "the member cannot make writes durable and stops",
-        &[("thread", json!(name)), ("error", json!(text))],
+        &[("thread", json!(name)), ("error", json!(chain(&error)))],
     );
     process::exit(1);
 }
