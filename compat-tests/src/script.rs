@@ -8,11 +8,11 @@ use std::time::Duration;
 use anyhow::Context;
 use proto::etcdserverpb::{
     AlarmRequest, AuthStatusRequest, CompactionRequest, DefragmentRequest, DeleteRangeRequest,
-    DowngradeRequest, HashKvRequest, LeaseGrantRequest, LeaseLeasesRequest, LeaseRevokeRequest,
-    LeaseTimeToLiveRequest, MoveLeaderRequest, PutRequest, RangeRequest, RangeStreamResponse,
-    StatusRequest, TxnRequest, WatchRequest, WatchResponse, auth_client::AuthClient,
-    kv_client::KvClient, lease_client::LeaseClient, maintenance_client::MaintenanceClient,
-    watch_client::WatchClient,
+    DowngradeRequest, HashKvRequest, HashRequest, LeaseGrantRequest, LeaseLeasesRequest,
+    LeaseRevokeRequest, LeaseTimeToLiveRequest, MoveLeaderRequest, PutRequest, RangeRequest,
+    RangeStreamResponse, StatusRequest, TxnRequest, WatchRequest, WatchResponse,
+    auth_client::AuthClient, kv_client::KvClient, lease_client::LeaseClient,
+    maintenance_client::MaintenanceClient, watch_client::WatchClient,
 };
 use tokio::sync::mpsc;
 use tokio_stream::{StreamExt, wrappers::ReceiverStream};
@@ -40,6 +40,7 @@ pub enum Call {
     Txn(TxnRequest),
     Compact(CompactionRequest),
     HashKv(HashKvRequest),
+    Hash(HashRequest),
     Grant(LeaseGrantRequest),
     Revoke(LeaseRevokeRequest),
     Leases(LeaseLeasesRequest),
@@ -124,6 +125,7 @@ impl Client {
             Call::Txn(request) => line(inner(self.kv.txn(request).await)),
             Call::Compact(request) => line(inner(self.kv.compact(request).await)),
             Call::HashKv(request) => line(inner(self.maintenance.hash_kv(request).await)),
+            Call::Hash(request) => line(inner(self.maintenance.hash(request).await)),
             Call::Grant(request) => line(inner(self.lease.lease_grant(request).await)),
             Call::Revoke(request) => line(inner(self.lease.lease_revoke(request).await)),
             Call::Leases(request) => line(inner(self.lease.lease_leases(request).await)),

@@ -40,6 +40,7 @@ header_only!(
     TxnResponse,
     CompactionResponse,
     HashKvResponse,
+    HashResponse,
     LeaseGrantResponse,
     LeaseRevokeResponse,
     LeaseLeasesResponse,

@@ -9,9 +9,9 @@ use oxetcd_compat_tests::{
 };
 use proto::etcdserverpb::{
     AlarmRequest, AuthStatusRequest, CompactionRequest, Compare, DefragmentRequest,
-    DeleteRangeRequest, DowngradeRequest, HashKvRequest, LeaseGrantRequest, LeaseLeasesRequest,
-    LeaseRevokeRequest, LeaseTimeToLiveRequest, MoveLeaderRequest, PutRequest, RangeRequest,
-    RequestOp, StatusRequest, TxnRequest, compare::TargetUnion, request_op::Request,
+    DeleteRangeRequest, DowngradeRequest, HashKvRequest, HashRequest, LeaseGrantRequest,
+    LeaseLeasesRequest, LeaseRevokeRequest, LeaseTimeToLiveRequest, MoveLeaderRequest, PutRequest,
+    RangeRequest, RequestOp, StatusRequest, TxnRequest, compare::TargetUnion, request_op::Request,
 };
 
 /// Runs `calls` on both servers and compares every answer.
@@ -462,4 +462,28 @@ async fn txn_limit_flag_is_honoured_alike() {
         ],
     )
     .await;
+}
+
+/// Both servers as the same member, whose id is part of what is hashed.
+#[tokio::test]
+async fn whole_backends_hash_alike() {
+    let hash = || Call::Hash(HashRequest {});
+    let mut calls = vec![hash()];
+    for (key, value) in [("a", "1"), ("b", "2"), ("a", "3"), ("c", "4")] {
+        calls.push(Call::Put(put(key, value)));
+    }
+    calls.push(hash());
+    calls.push(Call::Grant(LeaseGrantRequest { id: 7, ttl: 1_000 }));
+    calls.push(Call::Delete(delete("a", "c")));
+    calls.push(hash());
+    calls.push(Call::Compact(CompactionRequest { revision: 4, physical: true }));
+    calls.push(hash());
+    calls.push(Call::Defragment(DefragmentRequest {}));
+    calls.push(hash());
+    let flags = [
+        "--initial-advertise-peer-urls=http://127.0.0.1:1",
+        "--initial-cluster=m1=http://127.0.0.1:1",
+        "--advertise-client-urls=http://127.0.0.1:2",
+    ];
+    compare(&flags, calls).await;
 }

@@ -181,8 +181,8 @@ async fn answer<M: Member>(
             Ok(maintenance::status(edge))
         }
         Rpc::Defragment => run!(await maintenance::defragment),
-        Rpc::Hash => run!(maintenance::hash),
-        Rpc::HashKv => run!(maintenance::hash_kv),
+        Rpc::Hash => run!(await maintenance::hash),
+        Rpc::HashKv => run!(await maintenance::hash_kv),
         Rpc::MoveLeader => run!(await maintenance::move_leader),
         Rpc::Downgrade => run!(await maintenance::downgrade),
         Rpc::AuthStatus => run!(auth::status),

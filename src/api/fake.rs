@@ -22,7 +22,8 @@ use proto::{
 use super::{
     caller::Caller,
     member::{
-        Backup, DatabaseBytes, HashedHistory, LeaseTime, Member, Position, State, StateError,
+        Backup, DatabaseBytes, HashedBackend, HashedHistory, LeaseTime, Member, Position, State,
+        StateError,
     },
     status::CallError,
 };
@@ -165,11 +166,6 @@ impl State for FakeState {
         Ok(TxnAnswer { revision: self.revision, succeeded, answers: Vec::new() })
     }
 
-    fn hash_history(&self, revision: Revision) -> Result<HashedHistory, StateError> {
-        let revision = if revision.0 == 0 { self.revision } else { revision };
-        Ok(HashedHistory { hash: 5, compacted: Revision(-1), revision, current: self.revision })
-    }
-
     fn members(&self) -> Vec<pb::Member> {
         vec![pb::Member { id: MEMBER.0, name: "fake".to_owned(), ..pb::Member::default() }]
     }
@@ -273,6 +269,16 @@ impl Member for Fake {
 
     async fn defragment(&self) -> Result<(), CallError> {
         Ok(())
+    }
+
+    async fn hash_history(&self, revision: Revision) -> Result<HashedHistory, CallError> {
+        let current = self.with(|inner| inner.state.revision);
+        let revision = if revision.0 == 0 { current } else { revision };
+        Ok(HashedHistory { hash: 5, compacted: Revision(-1), revision, current })
+    }
+
+    async fn hash_backend(&self) -> Result<HashedBackend, CallError> {
+        Ok(HashedBackend { hash: 6, current: self.with(|inner| inner.state.revision) })
     }
 
     async fn backup(&self) -> Result<Backup, CallError> {

@@ -22,7 +22,7 @@ use super::{
     caller::Caller,
     edge::{Edge, wrong_answer},
     header,
-    member::{HashedHistory, Member, State, read},
+    member::{Member, State},
     status::{CallError, Refusal, status as status_of},
 };
 use crate::model::{Answer, MemberId, Request, Revision};
@@ -111,29 +111,24 @@ pub(super) async fn defragment<M: Member>(
     Ok(Reply::message(&DefragmentResponse { header: None }))
 }
 
-/// Hashes the whole history. etcd hashes its file here, which no other format can repeat, so this
-/// is the hash over the keys.
-pub(super) fn hash<M: Member>(
+/// Hashes everything that the member has stored.
+pub(super) async fn hash<M: Member>(
     edge: &Edge<M>,
     _caller: Caller,
     _request: HashRequest,
 ) -> Result<Reply, CallError> {
-    let hashed = hashed(edge, Revision(0))?;
+    let hashed = edge.member.hash_backend().await?;
     let header = Some(header::at(&edge.member, hashed.current));
     Ok(Reply::message(&HashResponse { header, hash: hashed.hash }))
 }
 
-fn hashed<M: Member>(edge: &Edge<M>, revision: Revision) -> Result<HashedHistory, CallError> {
-    read(&edge.member, edge.member.published(), |state| state.hash_history(revision))
-}
-
 /// Hashes the key history up to a revision.
-pub(super) fn hash_kv<M: Member>(
+pub(super) async fn hash_kv<M: Member>(
     edge: &Edge<M>,
     _caller: Caller,
     request: HashKvRequest,
 ) -> Result<Reply, CallError> {
-    let hashed = hashed(edge, Revision(request.revision))?;
+    let hashed = edge.member.hash_history(Revision(request.revision)).await?;
     Ok(Reply::message(&HashKvResponse {
         header: Some(header::at(&edge.member, hashed.current)),
         hash: hashed.hash,

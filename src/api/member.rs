@@ -79,6 +79,15 @@ pub struct HashedHistory {
     pub current: Revision,
 }
 
+/// A hash over the whole backend.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct HashedBackend {
+    /// The hash.
+    pub hash: u32,
+    /// The newest revision of the store at that time.
+    pub current: Revision,
+}
+
 /// A copy of the database under way: a bbolt file, in pieces.
 pub struct Backup {
     /// The size of the file; a multiple of 512.
@@ -124,12 +133,6 @@ pub trait State: Send + Sync + 'static {
     /// # Errors
     /// - compacted or future revisions, and damaged rows.
     fn read_txn(&self, request: &TxnRequest) -> Result<TxnAnswer, StateError>;
-
-    /// Hashes the key history up to `revision`; 0 is all of it.
-    ///
-    /// # Errors
-    /// - compacted or future revisions, and damaged rows.
-    fn hash_history(&self, revision: Revision) -> Result<HashedHistory, StateError>;
 
     /// The members, by ascending id.
     fn members(&self) -> Vec<pb::Member>;
@@ -251,6 +254,21 @@ pub trait Member: Clone + Send + Sync + 'static {
     /// # Errors
     /// - if that fails; the backend is as before.
     fn defragment(&self) -> impl Future<Output = Result<(), CallError>> + Send;
+
+    /// Hashes the key history up to `revision`; 0 is all of it.
+    ///
+    /// # Errors
+    /// - compacted or future revisions, and damaged rows.
+    fn hash_history(
+        &self,
+        revision: Revision,
+    ) -> impl Future<Output = Result<HashedHistory, CallError>> + Send;
+
+    /// Hashes everything that the backend holds, as etcd hashes its file.
+    ///
+    /// # Errors
+    /// - if the backend cannot be read, or is damaged.
+    fn hash_backend(&self) -> impl Future<Output = Result<HashedBackend, CallError>> + Send;
 
     /// Begins a copy of the database.
     ///

@@ -4,7 +4,7 @@
 //! replica, the lessor, the flusher, the backend. It stands here because the edge must not know
 //! them and they must not know the edge.
 
-use std::{future::Future, sync::Arc};
+use std::{future::Future, sync::Arc, time::Duration};
 
 use proto::{
     etcdserverpb::{self as pb, AlarmMember, RangeRequest, TxnRequest},
@@ -16,23 +16,26 @@ use crate::{
     api::{
         caller::Caller,
         member::{
-            Backup, DatabaseBytes, HashedHistory, LeaseTime, Member, Position, State, StateError,
+            Backup, DatabaseBytes, HashedBackend, HashedHistory, LeaseTime, Member, Position,
+            State, StateError, read,
         },
         status::{CallError, Refusal},
     },
     base::thread::{self, Priority},
     config::Config,
-    exchange::{receive_backup, run_backup},
+    exchange::{hash_backend, receive_backup, run_backup},
     lease::{LeaseKeys, Renewal, TimeToLive},
     model::{
         LeaseId, MemberId, Outcome, RangeAnswer, Request, RequestId, Revision, TxnAnswer,
         Unavailable,
     },
-    mvcc::{RangeOptions, ReadError},
+    mvcc::{self, RangeOptions, ReadError},
     replica::{Handle, Identity},
     state::{self, Published, Quota},
     watch::thread::Streams,
 };
+
+use super::long_reads::LongReads;
 
 /// Parts of a backup between the thread that makes them and the one that sends them.
 const BACKUP_PARTS_MAX: usize = 4;
@@ -42,11 +45,17 @@ const BACKUP_PARTS_MAX: usize = 4;
 pub(super) struct LocalMember {
     handle: Handle,
     quota: Quota,
+    long_reads: LongReads,
 }
 
 impl LocalMember {
     pub(super) fn new(handle: Handle, config: &Config) -> Self {
-        Self { handle, quota: Quota::from_flag(super::quota_bytes(config)) }
+        let quota = Quota::from_flag(super::quota_bytes(config));
+        Self { handle, quota, long_reads: LongReads::default() }
+    }
+
+    fn seconds_since(&self, started: Duration) -> f64 {
+        self.handle.clock().now().saturating_sub(started).as_secs_f64()
     }
 
     /// Records that the remaining time of a lease is its full one again.
@@ -82,16 +91,6 @@ impl State for Published {
 
     fn read_txn(&self, request: &TxnRequest) -> Result<TxnAnswer, StateError> {
         self.read_only_txn(request).map_err(state_error)
-    }
-
-    fn hash_history(&self, revision: Revision) -> Result<HashedHistory, StateError> {
-        let hash = self.kv.hash_kv(revision).map_err(state_error)?;
-        Ok(HashedHistory {
-            hash: hash.hash,
-            compacted: hash.compact_revision,
-            revision: hash.hash_revision,
-            current: self.kv.revision(),
-        })
     }
 
     fn members(&self) -> Vec<pb::Member> {
@@ -230,6 +229,48 @@ impl Member for LocalMember {
             tracing::error!(%error, "failed to defragment");
             CallError::from(Refusal::BackendFailed)
         })
+    }
+
+    async fn hash_history(&self, revision: Revision) -> Result<HashedHistory, CallError> {
+        let member = self.clone();
+        let hash = move |published: &Published| {
+            let hash = published.kv.hash_kv(revision).map_err(state_error)?;
+            Ok(HashedHistory {
+                hash: hash.hash,
+                compacted: hash.compact_revision,
+                revision: hash.hash_revision,
+                current: published.kv.revision(),
+            })
+        };
+        self.long_reads
+            .run(move || {
+                let started = member.handle.clock().now();
+                let hashed = read(&member, member.published(), hash);
+                mvcc::HASH_REV_SECONDS.observe(member.seconds_since(started));
+                hashed
+            })
+            .await?
+    }
+
+    async fn hash_backend(&self) -> Result<HashedBackend, CallError> {
+        // What has been applied may still be on its way to the backend.
+        let current = self.handle.published().kv.revision();
+        self.handle.sync_backend().await?;
+        let member = self.clone();
+        let hash = self.long_reads.run(move || {
+            let started = member.handle.clock().now();
+            let reader = member.handle.backend().reader()?;
+            let hash = hash_backend(&reader);
+            mvcc::HASH_SECONDS.observe(member.seconds_since(started));
+            hash
+        });
+        match hash.await? {
+            Ok(hash) => Ok(HashedBackend { hash, current }),
+            Err(error) => {
+                tracing::error!(%error, "failed to hash the backend");
+                Err(Refusal::BackendFailed.into())
+            }
+        }
     }
 
     async fn backup(&self) -> Result<Backup, CallError> {

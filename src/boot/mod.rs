@@ -8,7 +8,7 @@
 //!   Config --> bind --> open (directory, log, backend, machine, raft)
 //!                         |
 //!                         v
-//!              assemble --> spawn: flush, hash, watch-N, log, apply, replica
+//!              assemble --> spawn: flush, hash, scrub, watch-N, log, apply, replica
 //!                         |
 //!                         v
 //!              publish name and URLs --> serve --> ready --> signal --> drain --> joined
@@ -40,8 +40,10 @@ use crate::{
     serve::{self, Endpoint, Listeners, Serving, Traffic},
 };
 
+mod long_reads;
 mod member;
 mod open;
+mod scrub;
 mod threads;
 
 use member::LocalMember;

@@ -1,12 +1,13 @@
 //! The threads of a member.
 //!
 //! Decides which threads run and what the failure of one means. Every thread of the member but
-//! those of `serve` and a backup's starts here.
+//! those of `serve` and a long read's or backup's starts here.
 //!
 //! | thread | body | ends when |
 //! |---|---|---|
 //! | `flush` | `storage::flusher` | its handles are gone |
 //! | `hash` | hashes of compactions | the apply thread is gone |
+//! | `scrub` | `boot::scrub` | the rest has ended |
 //! | `watch-N` | `watch::thread::Lane` | it is stopped |
 //! | `log` | `replica::LogThread` | the replica and apply threads are gone |
 //! | `apply` | `replica::ApplyThread` | the replica thread is gone |
@@ -29,7 +30,7 @@ use crate::{
     base::{
         clock::Clock,
         log,
-        queue::{Drained, Receiver},
+        queue::{Drained, Receiver, Sender, bounded},
         random::Random,
         thread::{Priority, spawn},
     },
@@ -44,6 +45,7 @@ use crate::{
 use super::{
     chain,
     open::{Opened, StartError},
+    scrub,
 };
 
 /// Watch threads. One encodes and queues more events than two cores can send.
@@ -67,6 +69,8 @@ const TURN_REVISIONS_MAX: usize = 1_000;
 pub(super) struct Threads {
     handle: Handle,
     joins: Vec<JoinHandle<()>>,
+    /// Ends the scrub thread when it is dropped.
+    _scrub: Sender<()>,
 }
 
 impl Threads {
@@ -122,7 +126,10 @@ impl Threads {
         start_thread("flush", Priority::Background, move || {
             or_die("flush", flusher::run(writer, inbox, flush_options, flush_clock));
         })?;
-        Ok(Self { handle, joins })
+        let (scrub, stopped) = bounded(1);
+        let backend = handle.backend().clone();
+        start_thread("scrub", Priority::Background, move || scrub::run(&backend, stopped))?;
+        Ok(Self { handle, joins, _scrub: scrub })
     }
 
     pub(super) const fn handle(&self) -> &Handle {

@@ -57,7 +57,7 @@ fn plan(reader: &Reader<'_>) -> Result<Plan, ExchangeError> {
 }
 
 /// Shows `entry` every key and value of a bucket, in order.
-fn visit(
+pub(super) fn visit(
     reader: &Reader<'_>,
     content: Content,
     mut entry: impl FnMut(&[u8], &[u8]) -> Result<(), ExchangeError>,

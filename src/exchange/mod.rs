@@ -37,6 +37,7 @@ mod digest;
 mod error;
 mod etcd_file;
 mod export;
+mod hash;
 mod import;
 mod adopt;
 #[cfg(test)]
@@ -49,4 +50,5 @@ pub use digest::{DIGEST_BYTES, Digest, Trailer, has_trailer};
 pub use error::ExchangeError;
 pub use etcd_file::EtcdFile;
 pub use export::{export, export_bytes};
+pub use hash::hash_backend;
 pub use import::{Imported, import, import_into};

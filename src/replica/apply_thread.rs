@@ -20,7 +20,7 @@ use crate::{
         Command, LogIndex, Outcome, Request, RequestId, Term, entry_data, entry_index, entry_kind,
         entry_term,
     },
-    mvcc::{HashJob, View},
+    mvcc::{HashJob, INDEX_COMPACTION_PAUSE_MILLISECONDS, View},
     state::{self, Background, Machine},
     storage::flusher::{FlushJob, FlusherHandle},
     watch,
@@ -221,7 +221,19 @@ impl ApplyThread {
             self.flush(FlushJob::Batch(batch));
         }
         self.machine.rows_flushed(self.flusher.flushed().1);
-        match self.machine.background_step() {
+        if self.machine.has_background_work() {
+            self.background_step();
+        }
+    }
+
+    fn background_step(&mut self) {
+        let started = self.shared.clock.now();
+        let step = self.machine.background_step();
+        let took = self.shared.clock.now().saturating_sub(started);
+        if step.is_some() {
+            INDEX_COMPACTION_PAUSE_MILLISECONDS.observe(took.as_secs_f64() * 1e3);
+        }
+        match step {
             None | Some(Background::Working) => {}
             // A hash that nobody computes counts as done: it is only kept for comparison.
             Some(Background::Hash(job)) => drop(self.hash.try_send(job)),

@@ -6,7 +6,7 @@
 use std::{sync::LazyLock, time::Duration};
 
 use super::environment::Sizes;
-use crate::base::metrics::{Histogram, IntGauge, gauge, histogram};
+use crate::base::metrics::{Histogram, IntCounter, IntGauge, counter, gauge, histogram};
 
 pub(super) static DB_TOTAL_BYTES: LazyLock<IntGauge> = LazyLock::new(|| {
     gauge(
@@ -19,6 +19,14 @@ pub(super) static DB_IN_USE_BYTES: LazyLock<IntGauge> = LazyLock::new(|| {
     gauge(
         "etcd_mvcc_db_total_size_in_use_in_bytes",
         "Total size of the underlying database logically in use in bytes.",
+    )
+});
+
+/// Not one of etcd's: it has no checksums to compare with.
+pub(super) static DAMAGED: LazyLock<IntCounter> = LazyLock::new(|| {
+    counter(
+        "oxetcd_storage_damaged_total",
+        "The total number of damaged rows and records that the scrub has met.",
     )
 });
 
@@ -215,6 +223,7 @@ pub(super) fn set_sizes(sizes: Sizes) {
 
 /// Makes every series of this folder exist.
 pub fn register_metrics() {
+    LazyLock::force(&DAMAGED);
     let gauges = [
         &DB_TOTAL_BYTES,
         &DB_IN_USE_BYTES,

@@ -1,12 +1,13 @@
 //! Looks for damage before somebody needs what it hit.
 //!
 //! Decides the pace: a slice at a time, each in a read transaction of its own, so that no old pages
-//! are held. Driven by a duty of the replica, which raises the alarm; a round through a database of
-//! 2 GiB takes some seconds of reading, spread as the caller likes.
+//! are held. Driven by `boot`, which sets the pace; a round through a database of 2 GiB takes some
+//! seconds of reading, spread as the caller likes.
 
 use super::{
     backend::{Backend, Reader},
     error::BackendError,
+    metrics::DAMAGED,
     tables::Table,
 };
 use crate::model::{Revision, RowRevision};
@@ -57,6 +58,7 @@ impl Scrub {
                 }
                 Err(error) => {
                     self.pass(&error);
+                    DAMAGED.inc();
                     return Err(error);
                 }
             }
@@ -72,7 +74,7 @@ impl Scrub {
     fn tables(&mut self, reader: &Reader<'_>) -> Result<ScrubProgress, BackendError> {
         for table in Table::ALL {
             for record in reader.scan(table)? {
-                record?;
+                record.inspect_err(|_damage| DAMAGED.inc())?;
                 self.checked += 1;
             }
         }
