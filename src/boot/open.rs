@@ -151,7 +151,7 @@ pub(super) fn open(config: &Config, clock: &Clock) -> Result<Opened, StartError>
     let is_new = !Wal::exists(&wal_options.dir);
     config.report(!is_new);
     let newest = newest_snapshot(&wal_options, is_new)?;
-    exchange::adopt(&config.snap_dir(), newest).map_err(StartError::Exchange)?;
+    exchange::adopt(&config.snap_dir(), newest.index).map_err(StartError::Exchange)?;
     if is_new && Backend::exists(&config.snap_dir().join(BACKEND_DIRECTORY)) {
         return Err(StartError::LogMissing { wal_dir: wal_options.dir });
     }
@@ -159,8 +159,11 @@ pub(super) fn open(config: &Config, clock: &Clock) -> Result<Opened, StartError>
     let (backend, writer) = Backend::open(&options).map_err(StartError::Backend)?;
     let position = backend.reader().and_then(|reader| reader.consistent_index());
     let position = position.map_err(StartError::Backend)?;
-    let log =
-        if is_new { create_log(config, &wal_options)? } else { open_log(&wal_options, position)? };
+    let log = if is_new {
+        create_log(config, &wal_options)?
+    } else {
+        open_log(&wal_options, newest, position)?
+    };
     assemble_state(config, clock, log, backend, writer)
 }
 
@@ -191,12 +194,12 @@ fn warn_of_permissions(dir: &Path) -> Result<(), StartError> {
     Ok(())
 }
 
-fn newest_snapshot(options: &WalOptions, is_new: bool) -> Result<LogIndex, StartError> {
+fn newest_snapshot(options: &WalOptions, is_new: bool) -> Result<WalSnapshot, StartError> {
     if is_new {
-        return Ok(LogIndex(0));
+        return Ok(WalSnapshot::default());
     }
-    let snapshots = Wal::snapshots(&options.dir).map_err(StartError::Wal)?;
-    Ok(snapshots.last().map_or(LogIndex(0), |snapshot| snapshot.index))
+    let newest = Wal::newest_snapshot(&options.dir, LogIndex(u64::MAX)).map_err(StartError::Wal)?;
+    Ok(newest.unwrap_or_default())
 }
 
 /// The log of a member that starts for the first time.
@@ -229,11 +232,19 @@ fn create_log(config: &Config, options: &WalOptions) -> Result<Log, StartError> 
     Ok(Log { wal, recovered: Recovered { member, cluster, hard_state, entries, snapshot } })
 }
 
-/// The log of a member that has run before, from the newest snapshot that the backend holds.
-fn open_log(options: &WalOptions, position: LogIndex) -> Result<Log, StartError> {
-    let snapshots = Wal::snapshots(&options.dir).map_err(StartError::Wal)?;
-    let from = snapshots.iter().rev().find(|snapshot| snapshot.index <= position);
-    let from = from.cloned().unwrap_or_default();
+/// The log of a member that has run before, from the newest snapshot that the backend holds: of
+/// the whole log's `newest`, or an older one.
+fn open_log(
+    options: &WalOptions,
+    newest: WalSnapshot,
+    position: LogIndex,
+) -> Result<Log, StartError> {
+    let from = if newest.index <= position {
+        newest
+    } else {
+        let held = Wal::newest_snapshot(&options.dir, position).map_err(StartError::Wal)?;
+        held.unwrap_or_default()
+    };
     let (wal, recovered) = Wal::open(options, &from).map_err(StartError::Wal)?;
     tracing::info!(
         "cluster-id" = %recovered.cluster,

@@ -11,8 +11,10 @@
 //! A length of zero ends the file: segments are made of zeros before they are written.
 
 use bytes::BufMut;
-use prost::{Message, encoding::encode_varint};
-use proto::walpb;
+use prost::{
+    Message,
+    encoding::{DecodeContext, WireType, decode_key, decode_varint, encode_varint, skip_field},
+};
 
 /// What a record holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -97,20 +99,20 @@ fn push(buffer: &mut Vec<u8>, kind: Kind, crc: u32, data: Option<&[u8]>) {
 }
 
 /// A record, borrowed from its segment.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Record {
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Record<'s> {
     pub(super) kind: Kind,
     pub(super) crc: u32,
-    pub(super) data: bytes::Bytes,
+    pub(super) data: &'s [u8],
     /// The bytes of the frame.
     pub(super) bytes: usize,
 }
 
 /// What stands at a place of a segment.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Frame {
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Frame<'s> {
     /// A well-formed record; its checksum is for the caller to check.
-    Record(Record),
+    Record(Record<'s>),
     /// Nothing: zeros, or the end of the file.
     End,
     /// The file ends before the record does.
@@ -120,7 +122,7 @@ pub(super) enum Frame {
 }
 
 /// Reads the frame at the beginning of `bytes`, which go to the end of the file.
-pub(super) fn read(bytes: &[u8]) -> Frame {
+pub(super) fn read(bytes: &[u8]) -> Frame<'_> {
     let Some((length, rest)) = bytes.split_first_chunk::<LENGTH_BYTES>() else {
         return if bytes.is_empty() { Frame::End } else { Frame::CutShort };
     };
@@ -138,14 +140,30 @@ pub(super) fn read(bytes: &[u8]) -> Frame {
         return Frame::CutShort;
     };
     let bytes = LENGTH_BYTES + frame_bytes;
-    let Ok(record) = walpb::Record::decode(&rest[..record_bytes]) else {
-        return Frame::Malformed(bytes);
-    };
-    let Some(kind) = Kind::from_wire(record.r#type.unwrap_or(0)) else {
-        return Frame::Malformed(bytes);
-    };
-    let data = record.data.unwrap_or_default();
-    Frame::Record(Record { kind, crc: record.crc.unwrap_or(0), data, bytes })
+    match parse(&rest[..record_bytes], bytes) {
+        Some(record) => Frame::Record(record),
+        None => Frame::Malformed(bytes),
+    }
+}
+
+/// Reads a `walpb.Record` without copying its data; `None` if it is something else.
+fn parse(mut record: &[u8], bytes: usize) -> Option<Record<'_>> {
+    let (mut kind, mut crc, mut data) = (0, 0, &[][..]);
+    while !record.is_empty() {
+        match decode_key(&mut record).ok()? {
+            (1, WireType::Varint) => kind = decode_varint(&mut record).ok()?,
+            // As everywhere in the wire format, a number that is too long is cut.
+            (2, WireType::Varint) => crc = decode_varint(&mut record).ok()? & u64::from(u32::MAX),
+            (3, WireType::LengthDelimited) => {
+                let length = usize::try_from(decode_varint(&mut record).ok()?).ok()?;
+                (data, record) = record.split_at_checked(length)?;
+            }
+            (1..=3, _) => return None,
+            (tag, other) => skip_field(other, tag, &mut record, DecodeContext::default()).ok()?,
+        }
+    }
+    let kind = Kind::from_wire(kind.cast_signed())?;
+    Some(Record { kind, crc: u32::try_from(crc).expect("cut above"), data, bytes })
 }
 
 #[cfg(test)]
@@ -195,7 +213,7 @@ mod tests {
             let mut at = 0;
             for data in [first, second] {
                 let Frame::Record(record) = read(&encoder.buffer[at..]) else { panic!("no record") };
-                crc = crc32c::crc32c_append(crc, &record.data);
+                crc = crc32c::crc32c_append(crc, record.data);
                 prop_assert_eq!((record.kind, record.crc), (Kind::Entry, crc));
                 prop_assert_eq!(Entry::decode(record.data).unwrap(), entry(data));
                 prop_assert_eq!(record.bytes % 8, 0);

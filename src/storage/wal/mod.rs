@@ -232,6 +232,15 @@ impl Wal {
         recover::snapshots(&Disk::system(), dir)
     }
 
+    /// The newest of them that is not after `upto`; `None` if there is none. Reads no more of the
+    /// log than it takes to find it.
+    ///
+    /// # Errors
+    /// As [`Wal::snapshots`], for what was read.
+    pub fn newest_snapshot(dir: &Path, upto: LogIndex) -> Result<Option<WalSnapshot>, WalError> {
+        recover::newest_snapshot(&Disk::system(), dir, upto)
+    }
+
     /// Reads the log after `from` and changes nothing; a torn tail is passed over.
     ///
     /// # Errors

@@ -197,6 +197,40 @@ fn snapshots_above_the_commit_index_do_not_count() {
 }
 
 #[test]
+fn newest_snapshot_is_found_from_the_end_of_the_log() {
+    let dir = TempDir::new().unwrap();
+    let options = WalOptions { segment_bytes: 2000, ..options(&dir) };
+    let mut wal = create(&options);
+    for index in [20, 30, 60] {
+        let next = wal.last.0 + 1;
+        append(&mut wal, next, index + 5);
+        let conf_state = Some(ConfState::default());
+        let snapshot = WalSnapshot { index: LogIndex(index), term: Term(2), conf_state };
+        wal.append_snapshot(&snapshot).unwrap();
+    }
+    append(&mut wal, 66, 100);
+    drop(wal);
+    let newest = |upto: u64| {
+        let found = Wal::newest_snapshot(&options.dir, LogIndex(upto)).unwrap();
+        found.map(|snapshot| snapshot.index.0)
+    };
+    let all: Vec<_> = Wal::snapshots(&options.dir).unwrap();
+    for upto in 0..110 {
+        let expected = all.iter().rev().map(|snapshot| snapshot.index.0).find(|at| *at <= upto);
+        assert_eq!(newest(upto), expected, "up to {upto}");
+    }
+
+    // What stands in a segment before the needed ones is not asked for.
+    change(&first_segment(&options), |bytes| bytes[300] ^= 1);
+    assert_eq!(newest(u64::MAX), Some(60));
+    assert!(Wal::newest_snapshot(&options.dir, LogIndex(3)).is_err(), "the damage is needed");
+    assert!(Wal::snapshots(&options.dir).is_err(), "whoever reads everything finds it");
+    let from = all.last().expect("there are four");
+    let recovered = Wal::read(&options.dir, from).unwrap();
+    assert_eq!(indexes(&recovered), (61..=100).collect::<Vec<_>>());
+}
+
+#[test]
 fn file_cut_short_anywhere_loses_only_the_records_behind_the_cut() {
     let dir = TempDir::new().unwrap();
     let original = options(&dir);
