@@ -4,7 +4,7 @@ SHELL := /bin/bash -o pipefail
 CARGO ?= cargo
 PREFIX ?= /usr/local
 
-.PHONY: check fix test compat bench sim fuzz install protoc
+.PHONY: check fix test compat bench bench-full sim fuzz install protoc
 
 # Formatting, lints, dependencies. Never writes.
 check: protoc
@@ -43,5 +43,15 @@ protoc:
 	$(CARGO) build --quiet --locked -p oxetcd-tools --bin oxetcd-protoc
 	@install -D -C target/debug/oxetcd-protoc target/protoc/oxetcd-protoc
 
-bench fuzz:
+# Side by side with official etcd: the headline rows (about ten minutes), or all. The machine must be
+# idle otherwise. Ends with one line per claim, and fails when a floor is missed.
+bench: protoc
+	$(CARGO) build --release --locked --workspace
+	target/release/oxetcd-bench --report tools/bench/reports/headline
+
+bench-full: protoc
+	$(CARGO) build --release --locked --workspace
+	target/release/oxetcd-bench --full --report tools/bench/reports/full
+
+fuzz:
 	@echo "make $@ is not available yet" >&2; exit 1

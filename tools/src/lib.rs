@@ -1,1 +1,3 @@
-//! Tools.
+//! Tools around oxetcd: the benchmark that compares it with official etcd.
+
+pub mod bench;

@@ -1,0 +1,221 @@
+//! Runs pairs of server lives until every row has enough undisturbed ones.
+//!
+//! Decides the order (A B, B A, A B ...), what is discarded and when to give up. Only one server is
+//! alive at a time: an idle one uses the processor too. Called by the `oxetcd-bench` program.
+//!
+//! Invariants
+//! - P1 A pair counts for a row only if both of its samples are undisturbed.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::PathBuf,
+};
+
+use anyhow::Context;
+
+use super::{
+    row::{Pair, Row},
+    scenario::{Life, Plan, Sample, Scenario},
+    server::{Server, Side},
+};
+
+/// Attempts per wanted pair, plus [`ATTEMPTS_MORE`]: how noisy a machine may be.
+const ATTEMPTS_PER_PAIR: usize = 2;
+/// Attempts beside those.
+const ATTEMPTS_MORE: usize = 1;
+
+/// Which servers are measured.
+#[derive(Clone, Debug)]
+pub struct Programs {
+    /// Official etcd; without it only ours is measured.
+    pub official: Option<PathBuf>,
+    /// oxetcd.
+    pub ours: PathBuf,
+}
+
+/// What is done with a disturbed pair.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Disturbed {
+    /// It is discarded and another is tried.
+    Discard,
+    /// It counts. For trying things out on a busy machine; a report says so.
+    Keep,
+}
+
+/// What is run.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Which servers.
+    pub programs: Programs,
+    /// Undisturbed pairs per row.
+    pub pairs: usize,
+    /// What is done with a disturbed pair.
+    pub disturbed: Disturbed,
+    /// How long and how much.
+    pub plan: Plan,
+    /// Where data directories are made.
+    pub work_dir: PathBuf,
+}
+
+/// What came out for one row.
+#[derive(Debug)]
+pub struct Outcome {
+    /// The row.
+    pub row: &'static Row,
+    /// Undisturbed pairs.
+    pub pairs: Vec<Pair>,
+    /// Disturbed pairs, which count for nothing.
+    pub discarded: Vec<(Pair, String)>,
+    /// Why there are fewer pairs than wanted, if a part failed or does not work here.
+    pub trouble: Option<Trouble>,
+}
+
+/// Why a row has no figures.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Trouble {
+    /// A server failed, or lost an acknowledged write.
+    Failed(String),
+    /// It cannot be measured on this machine.
+    NotHere(String),
+}
+
+impl std::fmt::Display for Trouble {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Failed(reason) => write!(formatter, "failed: {reason}"),
+            Self::NotHere(reason) => write!(formatter, "not run: {reason}"),
+        }
+    }
+}
+
+impl Outcome {
+    /// Whether a server failed, or lost an acknowledged write.
+    #[must_use]
+    pub const fn failed(&self) -> bool {
+        matches!(self.trouble, Some(Trouble::Failed(_)))
+    }
+
+    /// Why there are no pairs.
+    #[must_use]
+    pub fn shortage(&self) -> String {
+        match (&self.trouble, self.discarded.len()) {
+            (Some(trouble), _) => trouble.to_string().replace('\n', " "),
+            (None, 0) => "not measured".to_owned(),
+            (None, discarded) => format!("too noisy: {discarded} pairs discarded"),
+        }
+    }
+}
+
+/// Runs all rows.
+///
+/// # Errors
+/// If the work directory cannot be used. A server that fails is a row's trouble, not an error.
+pub fn run(
+    settings: &Settings,
+    rows: &[&'static Row],
+    say: &mut dyn FnMut(&str),
+) -> anyhow::Result<Vec<Outcome>> {
+    std::fs::create_dir_all(&settings.work_dir)
+        .with_context(|| format!("cannot create {}", settings.work_dir.display()))?;
+    let mut outcomes: BTreeMap<&str, Outcome> = rows
+        .iter()
+        .map(|row| {
+            let outcome = Outcome { row, pairs: vec![], discarded: vec![], trouble: None };
+            (row.id, outcome)
+        })
+        .collect();
+    let scenarios: BTreeSet<Scenario> = rows.iter().map(|row| row.scenario).collect();
+    for scenario in scenarios {
+        repeat(settings, scenario, &mut outcomes, say);
+    }
+    Ok(rows.iter().filter_map(|row| outcomes.remove(row.id)).collect())
+}
+
+/// Repeats one scenario until its rows have their pairs.
+fn repeat(
+    settings: &Settings,
+    scenario: Scenario,
+    outcomes: &mut BTreeMap<&str, Outcome>,
+    say: &mut dyn FnMut(&str),
+) {
+    let pairs = settings.pairs.min(scenario.pairs_max());
+    for attempt in 0..pairs * ATTEMPTS_PER_PAIR + ATTEMPTS_MORE {
+        let wanted: BTreeSet<&'static str> = outcomes
+            .values()
+            .filter(|one| one.row.scenario == scenario && one.trouble.is_none())
+            .filter(|one| one.pairs.len() < pairs)
+            .map(|one| one.row.id)
+            .collect();
+        if wanted.is_empty() {
+            return;
+        }
+        let names = wanted.iter().copied().collect::<Vec<_>>().join(" ");
+        say(&format!("{scenario:?}, pair {}: {names}", attempt + 1));
+        match pair(settings, scenario, attempt, &wanted, say) {
+            Ok(samples) => note(settings, samples, &wanted, outcomes, say),
+            Err(error) => {
+                say(&format!("  failed: {error:#}"));
+                for id in &wanted {
+                    let outcome = outcomes.get_mut(id).expect("wanted rows come from there");
+                    outcome.trouble = Some(Trouble::Failed(format!("{error:#}")));
+                }
+            }
+        }
+    }
+}
+
+type Samples = BTreeMap<Side, BTreeMap<&'static str, Sample>>;
+
+/// One life of each server, in the order of this attempt.
+fn pair(
+    settings: &Settings,
+    scenario: Scenario,
+    attempt: usize,
+    wanted: &BTreeSet<&'static str>,
+    say: &mut dyn FnMut(&str),
+) -> anyhow::Result<Samples> {
+    let mut order = vec![(Side::Ours, &settings.programs.ours)];
+    if let Some(official) = &settings.programs.official {
+        order.insert(attempt % 2, (Side::Official, official));
+    }
+    let mut samples = Samples::new();
+    for (side, program) in order {
+        let started = std::time::Instant::now();
+        let server = Server::start(side, program, &settings.work_dir, &scenario.options())?;
+        let mut life = Life::new(server, &settings.plan, wanted);
+        life.ends_with_kill = attempt == 0;
+        scenario.run(&mut life).with_context(|| format!("on {}", side.name()))?;
+        samples.insert(side, life.into_samples());
+        say(&format!("  {} took {:.0} s", side.name(), started.elapsed().as_secs_f64()));
+    }
+    Ok(samples)
+}
+
+/// Puts the samples of one pair where they belong (P1).
+fn note(
+    settings: &Settings,
+    mut samples: Samples,
+    wanted: &BTreeSet<&'static str>,
+    outcomes: &mut BTreeMap<&str, Outcome>,
+    say: &mut dyn FnMut(&str),
+) {
+    for id in wanted {
+        let mut take = |side| samples.get_mut(&side).and_then(|all| all.remove(id));
+        let (official, ours) = (take(Side::Official), take(Side::Ours).unwrap_or_default());
+        let official = official.unwrap_or_default();
+        let outcome = outcomes.get_mut(id).expect("wanted rows come from there");
+        if let Some(reason) = official.not_run.or(ours.not_run) {
+            outcome.trouble = Some(Trouble::NotHere(reason));
+            continue;
+        }
+        let disturbed = official.disturbed.or(ours.disturbed);
+        let pair = Pair { official: official.figures, ours: ours.figures };
+        match disturbed {
+            Some(reason) if settings.disturbed == Disturbed::Discard => {
+                say(&format!("  {id}: discarded, {reason}"));
+                outcome.discarded.push((pair, reason));
+            }
+            _ => outcome.pairs.push(pair),
+        }
+    }
+}

@@ -1,0 +1,141 @@
+//! What a campaign found, for people (Markdown, charts) and programs (JSON).
+//!
+//! Decides what is shown: every claim with its interval against floor and goal, all pairs, and what
+//! was discarded and why. Nothing is left out because it looks bad. Pure but for [`Report::write`].
+//!
+//! ```text
+//!   Outcome --> Line (claim, estimate, verdict) --> summary, report.md, report.json
+//!   Figures ------------------------------------> chart --> *.svg
+//! ```
+
+mod chart;
+mod json;
+mod markdown;
+mod svg;
+
+use std::{fs, path::Path};
+
+use anyhow::Context;
+
+use super::{
+    campaign::{Disturbed, Outcome},
+    machine::Machine,
+    row::{Bound, Criterion, Verdict},
+    statistics::Estimate,
+};
+
+/// Seeds the bootstrap, so that a report can be made again from its pairs.
+pub const SEED: u64 = 20_260_101;
+
+/// A whole campaign.
+#[derive(Debug)]
+pub struct Report {
+    /// Where it ran.
+    pub machine: Machine,
+    /// When, as `2026-01-31`.
+    pub date: String,
+    /// The versions of etcd (if it ran) and of ours.
+    pub versions: (Option<String>, String),
+    /// What was done with disturbed pairs.
+    pub disturbed: Disturbed,
+    /// Median of a sync on the quiet disk, in microseconds.
+    pub quiet_median_micros: f64,
+    /// Length of a window in seconds.
+    pub window_seconds: f64,
+    /// What was found.
+    pub outcomes: Vec<Outcome>,
+}
+
+/// One claim and how it came out.
+#[derive(Debug)]
+pub struct Line<'a> {
+    /// Whose claim.
+    pub outcome: &'a Outcome,
+    /// The claim.
+    pub criterion: &'static Criterion,
+    /// The median and its interval.
+    pub estimate: Option<Estimate>,
+    /// How it came out.
+    pub verdict: Verdict,
+}
+
+impl Report {
+    /// All claims in order.
+    #[must_use]
+    pub fn lines(&self) -> Vec<Line<'_>> {
+        let mut lines = Vec::new();
+        for outcome in &self.outcomes {
+            for criterion in outcome.row.criteria {
+                let estimate = criterion.estimate(&outcome.pairs, SEED);
+                let verdict = criterion.verdict(estimate.as_ref());
+                lines.push(Line { outcome, criterion, estimate, verdict });
+            }
+        }
+        lines
+    }
+
+    /// Whether nothing failed and no floor was missed by more than its interval.
+    #[must_use]
+    pub fn passed(&self) -> bool {
+        let missed = self.lines().iter().any(|line| line.verdict == Verdict::Missed);
+        !missed && !self.outcomes.iter().any(Outcome::failed)
+    }
+
+    /// One line of text per claim.
+    #[must_use]
+    pub fn summary(&self) -> String {
+        let lines: Vec<_> = self.lines().iter().map(Line::text).collect();
+        lines.join("\n")
+    }
+
+    /// Writes `report.md`, `report.json` and the charts into `dir`.
+    ///
+    /// # Errors
+    /// If the directory cannot be written.
+    pub fn write(&self, dir: &Path) -> anyhow::Result<()> {
+        fs::create_dir_all(dir).with_context(|| format!("cannot create {}", dir.display()))?;
+        let charts = chart::charts(&self.outcomes);
+        for (name, svg) in &charts {
+            fs::write(dir.join(format!("{name}.svg")), svg)?;
+        }
+        let names: Vec<_> = charts.iter().map(|(name, _)| *name).collect();
+        fs::write(dir.join("report.md"), markdown::page(self, &names))?;
+        fs::write(dir.join("report.json"), json::document(self))?;
+        Ok(())
+    }
+}
+
+impl Line<'_> {
+    fn text(&self) -> String {
+        let name = format!("{}, {}", self.outcome.row.id, self.criterion.what);
+        let times = if self.criterion.measure.is_ratio() { "x" } else { "" };
+        let sign = match self.criterion.floor {
+            Bound::AtLeast(_) => ">=",
+            Bound::AtMost(_) => "<=",
+        };
+        let floor = number(self.criterion.floor.value());
+        let goal = self.criterion.goal.map_or_else(|| "-".to_owned(), number);
+        let found = self.estimate.map_or_else(
+            || self.outcome.shortage(),
+            |one| {
+                let interval = format!("[{}, {}]", number(one.low), number(one.high));
+                format!("{times}{:<8} {interval:<20}", number(one.median))
+            },
+        );
+        let verdict = self.verdict.word();
+        format!("{name:<44} {found:<31} floor {sign} {floor:<6} goal {goal:<6} {verdict}")
+    }
+}
+
+/// A figure with three significant digits.
+fn number(value: f64) -> String {
+    let digits = match value.abs() {
+        large if 100.0 <= large => 0,
+        middle if 10.0 <= middle => 1,
+        _ => 2,
+    };
+    format!("{value:.digits$}")
+}
+
+#[cfg(test)]
+mod tests;

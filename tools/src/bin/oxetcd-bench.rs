@@ -1,0 +1,207 @@
+//! Compares oxetcd with official etcd, row by row of the table of floors.
+//!
+//! Reads the command line and prints; everything else is in the library. Ends with 1 when a floor
+//! is missed by more than its interval, a server failed, or an acknowledged write was lost.
+
+use std::{
+    path::{Path, PathBuf},
+    process::ExitCode,
+    time::Duration,
+};
+
+use anyhow::{Context, ensure};
+use clap::Parser;
+use oxetcd_tools::bench::{
+    campaign::{self, Disturbed, Programs, Settings},
+    machine::{self, Machine},
+    probe::Probe,
+    report::Report,
+    row::{Row, Set},
+    rows::ROWS,
+    scenario::Plan,
+    server::{Options, Server, Side},
+};
+
+/// Sizes of the store at which costs are compared.
+const SIZES: &[u64] = &[1_000, 100_000, 1_000_000, 10_000_000];
+
+/// Measures oxetcd and official etcd side by side and writes a report.
+///
+/// The two run in turn, never together, each on a fresh directory of the same disk with default
+/// flags. What disturbs a pair (another process, a busy disk) discards it; the machine should be
+/// otherwise idle. Ends with 1 when a floor is missed by more than its interval.
+#[derive(Debug, Parser)]
+#[command(name = "oxetcd-bench", version)]
+struct Arguments {
+    /// Rows to run, by id and separated by commas; see --list. Default: the headline rows
+    #[arg(long, value_delimiter = ',')]
+    rows: Vec<String>,
+
+    /// Run all rows, with long windows
+    #[arg(long, conflicts_with = "rows")]
+    full: bool,
+
+    /// Print the rows with their floors and goals, and end
+    #[arg(long)]
+    list: bool,
+
+    /// Undisturbed pairs per row; a scenario with a large store takes fewer. Default: 6, with --full 10
+    #[arg(long)]
+    pairs: Option<usize>,
+
+    /// Seconds of a measured window. Default: 3, with --full 10
+    #[arg(long)]
+    seconds: Option<f64>,
+
+    /// Keys of a large store
+    #[arg(long, default_value_t = 1_000_000)]
+    keys: u64,
+
+    /// Measure only oxetcd: a quick look at its own figures, without ratios
+    #[arg(long)]
+    only_ours: bool,
+
+    /// Count disturbed pairs too. For trials on a busy machine: the figures mean little
+    #[arg(long)]
+    keep_disturbed: bool,
+
+    /// The official etcd. Default: `etcd` in the directory $OXETCD_OFFICIAL_BIN
+    #[arg(long, value_name = "FILE")]
+    bin_etcd: Option<PathBuf>,
+
+    /// The oxetcd. Default: the one beside this program
+    #[arg(long, value_name = "FILE")]
+    bin_ours: Option<PathBuf>,
+
+    /// Where data directories are made; the disk under it is the one that is measured
+    #[arg(long, value_name = "DIR", default_value = "target/bench")]
+    work_dir: PathBuf,
+
+    /// Where the report is written. Default: nowhere
+    #[arg(long, value_name = "DIR")]
+    report: Option<PathBuf>,
+}
+
+#[expect(clippy::print_stdout, clippy::print_stderr, reason = "a person waits for the result")]
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    if arguments.list {
+        println!("{}", list());
+        return ExitCode::SUCCESS;
+    }
+    match run(&arguments, &mut |line| eprintln!("{line}")) {
+        Ok(report) => {
+            println!("{}", report.summary());
+            ExitCode::from(u8::from(!report.passed()))
+        }
+        Err(error) => {
+            eprintln!("oxetcd-bench: {error:#}");
+            ExitCode::from(2)
+        }
+    }
+}
+
+fn run(arguments: &Arguments, say: &mut dyn FnMut(&str)) -> anyhow::Result<Report> {
+    let rows = chosen(arguments)?;
+    let (pairs, seconds) = if arguments.full { (10, 10.0) } else { (6, 3.0) };
+    let seconds = arguments.seconds.unwrap_or(seconds);
+    let programs = programs(arguments)?;
+    std::fs::create_dir_all(&arguments.work_dir)
+        .with_context(|| format!("cannot create {}", arguments.work_dir.display()))?;
+    let quiet_median_micros = Probe::quiet_median(&arguments.work_dir)?;
+    say(&format!("the quiet disk takes {quiet_median_micros:.0} us per sync"));
+    let settings = Settings {
+        pairs: arguments.pairs.unwrap_or(pairs),
+        disturbed: if arguments.keep_disturbed { Disturbed::Keep } else { Disturbed::Discard },
+        plan: Plan {
+            window: Duration::from_secs_f64(seconds),
+            warm_up: Duration::from_secs_f64((seconds / 3.0).min(3.0)),
+            large: arguments.keys,
+            sizes: SIZES,
+            quiet_median_micros,
+        },
+        work_dir: arguments.work_dir.clone(),
+        programs,
+    };
+    let versions = versions(&settings)?;
+    let outcomes = campaign::run(&settings, &rows, say)?;
+    let report = Report {
+        machine: Machine::look(&settings.work_dir),
+        date: machine::today(),
+        versions,
+        disturbed: settings.disturbed,
+        quiet_median_micros,
+        window_seconds: seconds,
+        outcomes,
+    };
+    if let Some(dir) = &arguments.report {
+        report.write(dir)?;
+        say(&format!("the report is in {}", dir.display()));
+    }
+    Ok(report)
+}
+
+fn chosen(arguments: &Arguments) -> anyhow::Result<Vec<&'static Row>> {
+    for id in &arguments.rows {
+        ensure!(ROWS.iter().any(|row| row.id == id), "there is no row {id}; see --list");
+    }
+    let wanted = |row: &&'static Row| {
+        if arguments.rows.is_empty() {
+            arguments.full || row.set == Set::Headline
+        } else {
+            arguments.rows.iter().any(|id| row.id == id)
+        }
+    };
+    Ok(ROWS.iter().filter(wanted).collect())
+}
+
+fn programs(arguments: &Arguments) -> anyhow::Result<Programs> {
+    let ours = match &arguments.bin_ours {
+        Some(path) => path.clone(),
+        None => std::env::current_exe()?.with_file_name("oxetcd"),
+    };
+    ensure!(
+        ours.exists(),
+        "{} is missing: build it, or name another with --bin-ours",
+        ours.display()
+    );
+    if arguments.only_ours {
+        return Ok(Programs { official: None, ours });
+    }
+    let official = arguments
+        .bin_etcd
+        .clone()
+        .or_else(|| Some(Path::new(&std::env::var_os("OXETCD_OFFICIAL_BIN")?).join("etcd")))
+        .context("no official etcd: set OXETCD_OFFICIAL_BIN, or give --bin-etcd or --only-ours")?;
+    ensure!(official.exists(), "{} is missing", official.display());
+    Ok(Programs { official: Some(official), ours })
+}
+
+/// The version of etcd as it says itself, and of ours as it prints.
+fn versions(settings: &Settings) -> anyhow::Result<(Option<String>, String)> {
+    let options = Options::default();
+    let official = match &settings.programs.official {
+        Some(program) => {
+            let server = Server::start(Side::Official, program, &settings.work_dir, &options)?;
+            Some(oxetcd_tools::bench::caller::Caller::connect(server.address())?.version()?)
+        }
+        None => None,
+    };
+    let printed =
+        std::process::Command::new(&settings.programs.ours).arg("--version").output()?.stdout;
+    let printed = String::from_utf8_lossy(&printed).into_owned();
+    let line = printed.lines().find(|line| line.contains("oxetcd"));
+    Ok((official, line.unwrap_or("unknown").to_owned()))
+}
+
+fn list() -> String {
+    let mut lines = Vec::new();
+    for row in ROWS {
+        lines.push(format!("{:<16} {}", row.id, row.title));
+        for criterion in row.criteria {
+            let goal = criterion.goal.map_or_else(String::new, |goal| format!(", goal {goal}"));
+            lines.push(format!("{:16}   {}: {:?}{goal}", "", criterion.what, criterion.floor));
+        }
+    }
+    lines.join("\n")
+}
