@@ -268,6 +268,7 @@ fn assemble_state(
     let (machine, at) = Machine::recover(&backend, machine_settings(config, member, cluster))
         .map_err(StartError::Recover)?;
     check_position(&recovered, at.applied)?;
+    state::check_log(&recovered.entries, at.applied).map_err(StartError::Recover)?;
     let snapshot = recovered.snapshot.index;
     let raft = start_raft(config, recovered, &at)?;
     tracing::info!(

@@ -51,7 +51,7 @@ pub use gate::{QUOTA_BYTES_DEFAULT, Quota, cost, put_cost, txn_cost};
 pub use machine::{Applied, Effect, Machine, Settings};
 pub use outlet::Background;
 pub use published::Published;
-pub use recover::{RecoverError, RecoveredAt};
+pub use recover::{RecoverError, RecoveredAt, check_log};
 pub use txn::read_only_txn;
 
 /// Makes every series exist from the start.

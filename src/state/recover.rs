@@ -5,14 +5,14 @@
 
 use std::{error::Error, fmt, sync::Arc};
 
-use proto::raftpb::ConfState;
+use proto::raftpb::{ConfState, Entry, EntryType};
 
 use super::{Alarms, Machine, Settings, conf_state, log};
 use crate::{
     auth,
     cluster::{ClusterGauges, Membership, MembershipError, Version},
     lease::{LeaseError, LeaseTable},
-    model::{LogIndex, Term},
+    model::{Command, LogIndex, Request, Term, entry_index, entry_kind},
     mvcc::{Store, StoreError},
     storage::{
         Backend, BackendError, Reader, Table,
@@ -50,6 +50,14 @@ pub enum RecoverError {
     ClusterTooNew(Version),
     /// Authentication is on, which this version cannot enforce.
     AuthEnabled,
+    /// An entry that is not in the backend yet changes users or permissions, which this version
+    /// cannot do.
+    AuthInLog {
+        /// The entry.
+        index: LogIndex,
+        /// The name of its request.
+        request: &'static str,
+    },
 }
 
 impl fmt::Display for RecoverError {
@@ -70,6 +78,12 @@ impl fmt::Display for RecoverError {
                 "the data directory has authentication enabled, which this version cannot \
                  enforce; disable it with official etcd first (etcdctl auth disable)",
             ),
+            Self::AuthInLog { index, request } => write!(
+                f,
+                "entry {index} of the log is {request}, which this version cannot apply; start \
+                 official etcd on this directory, disable authentication (etcdctl auth disable) \
+                 and stop it with SIGTERM, so that its database holds the whole log"
+            ),
         }
     }
 }
@@ -83,7 +97,7 @@ impl Error for RecoverError {
             Self::Membership(source) => Some(source),
             Self::Alarm(source) => Some(source),
             Self::ConfState(source) => Some(source),
-            Self::ClusterTooNew(_) | Self::AuthEnabled => None,
+            Self::ClusterTooNew(_) | Self::AuthEnabled | Self::AuthInLog { .. } => None,
         }
     }
 }
@@ -91,6 +105,64 @@ impl Error for RecoverError {
 impl From<BackendError> for RecoverError {
     fn from(source: BackendError) -> Self {
         Self::Backend(source)
+    }
+}
+
+/// Refuses a log with entries after `applied` that change users or permissions. Another member
+/// acknowledged them; to reject them at apply would open what they protect.
+///
+/// # Errors
+/// - [`RecoverError::AuthInLog`] for the first such entry.
+pub fn check_log(entries: &[Entry], applied: LogIndex) -> Result<(), RecoverError> {
+    for entry in entries {
+        let index = entry_index(entry);
+        if index <= applied || entry_kind(entry) != Some(EntryType::EntryNormal) {
+            continue;
+        }
+        let Some(data) = entry.data.clone() else { continue };
+        // An entry that is no command is rejected at apply, as on every other member.
+        let request = Command::decode(data).ok().and_then(|command| command.request);
+        if let Some(request) = request.filter(changes_auth) {
+            return Err(RecoverError::AuthInLog { index, request: request.name() });
+        }
+    }
+    Ok(())
+}
+
+/// Whether etcd would change users, roles or permissions. Switching off what cannot be on changes
+/// nothing.
+const fn changes_auth(request: &Request) -> bool {
+    match request {
+        Request::AuthEnable(_)
+        | Request::AuthUserAdd(_)
+        | Request::AuthUserDelete(_)
+        | Request::AuthUserChangePassword(_)
+        | Request::AuthUserGrantRole(_)
+        | Request::AuthUserRevokeRole(_)
+        | Request::AuthRoleAdd(_)
+        | Request::AuthRoleDelete(_)
+        | Request::AuthRoleGrantPermission(_)
+        | Request::AuthRoleRevokePermission(_) => true,
+        Request::Range(_)
+        | Request::Put(_)
+        | Request::DeleteRange(_)
+        | Request::Txn(_)
+        | Request::Compaction(_)
+        | Request::LeaseGrant(_)
+        | Request::LeaseRevoke(_)
+        | Request::LeaseCheckpoint(_)
+        | Request::Alarm(_)
+        | Request::ClusterVersionSet(_)
+        | Request::ClusterMemberAttrSet(_)
+        | Request::DowngradeInfoSet(_)
+        | Request::DowngradeVersionTest(_)
+        | Request::AuthStatus(_)
+        | Request::AuthDisable(_)
+        | Request::Authenticate(_)
+        | Request::AuthUserGet(_)
+        | Request::AuthUserList(_)
+        | Request::AuthRoleList(_)
+        | Request::AuthRoleGet(_) => false,
     }
 }
 
@@ -217,4 +289,30 @@ fn read_alarms(reader: &Reader<'_>) -> Result<Alarms, RecoverError> {
 
 fn parse_version(text: &[u8]) -> Option<Version> {
     std::str::from_utf8(text).ok()?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use proto::etcdserverpb::{AuthDisableRequest, AuthEnableRequest};
+
+    use super::*;
+    use crate::model::RequestId;
+
+    fn entry(index: u64, request: Request) -> Entry {
+        let command =
+            Command { id: RequestId(index), request: Some(request), ..Command::default() };
+        Entry { index: Some(index), data: Some(command.encode()), ..Entry::default() }
+    }
+
+    #[test]
+    fn log_that_would_switch_authentication_on_is_refused() {
+        let entries = [
+            entry(7, Request::AuthDisable(AuthDisableRequest::default())),
+            entry(8, Request::AuthEnable(AuthEnableRequest::default())),
+        ];
+        let refused = check_log(&entries, LogIndex(7)).unwrap_err().to_string();
+        assert!(refused.starts_with("entry 8 of the log is AuthEnable"), "{refused}");
+        let applied = check_log(&entries, LogIndex(8));
+        assert!(applied.is_ok(), "the backend tells what became of it: {applied:?}");
+    }
 }
