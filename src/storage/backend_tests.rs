@@ -144,6 +144,37 @@ fn damaged_row_is_an_error_that_names_file_and_revision() {
 }
 
 #[test]
+fn flipped_bit_in_a_meta_page_ends_in_an_answer() {
+    let dir = TempDir::new().unwrap();
+    {
+        let (_backend, mut writer) = open(dir.path());
+        append(&mut writer, &[row(2, "two"), row(7, "seven")]);
+    }
+    let file = dir.path().join("db.lmdb/data.mdb");
+    let whole = fs::read(&file).unwrap();
+    let (mut refused, mut places) = (0, Vec::new());
+    for at in (16..152).chain(4096 + 16..4096 + 152) {
+        let mut bytes = whole.clone();
+        bytes[at] ^= 0x40;
+        fs::write(&file, bytes).unwrap();
+        // Some bits are of no consequence, or choose the commit before the last.
+        let options = BackendOptions::new(dir.path().join("db.lmdb"));
+        let opened = Backend::open(&options).and_then(|(backend, _writer)| {
+            backend.reader()?.row_refs(RowRevision::default())?.try_for_each(|row| row.map(drop))
+        });
+        if let Err(error) = opened {
+            refused += 1;
+            if let BackendError::Damaged { place, .. } = error {
+                places.push(place);
+            }
+        }
+    }
+    assert!(20 < refused, "only {refused} flips were noticed");
+    assert!(places.contains(&Place::PageCounts), "{places:?}");
+    assert!(places.iter().any(|place| matches!(place, Place::LastPage(_))), "{places:?}");
+}
+
+#[test]
 fn truncated_file_is_an_error_and_not_the_end_of_the_process() {
     let dir = TempDir::new().unwrap();
     {

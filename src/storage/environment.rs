@@ -19,7 +19,7 @@ use std::{
 use heed::{CommitOrAbort, Database, Env, EnvOpenOptions, WithoutTls, types::Bytes as Raw};
 
 use super::{
-    error::BackendError,
+    error::{BackendError, Fault, Place},
     records::Damage,
     tables::{ROWS, Table},
 };
@@ -37,6 +37,9 @@ const READERS_MAX: u32 = 4096;
 /// What [`Environment::open`] falls back to, halving, before it gives up: 1 GiB.
 const MAP_BYTES_MIN: usize = 1 << 30;
 const TREES_MAX: u32 = 16;
+/// How much of its end a sound file may lack, in bytes: pages that a commit took and gave back
+/// before it wrote them. Far more than one commit takes, far less than a flipped bit adds.
+const UNWRITTEN_BYTES_MAX: u64 = 1 << 30;
 /// Pages that are free only because commits write new ones before they release old ones: the
 /// paths to a few leaves, of the last three commits. They are no data's, so they do not count
 /// against the quota; etcd's suites set one as small as 13 pages.
@@ -71,7 +74,7 @@ impl Environment {
         let file = dir.join(DATA_FILE);
         let failed = |source| BackendError::Lmdb { file: dir.to_owned(), source };
         let page_bytes = u64::from(env.unnamed_database_stat().page_size);
-        Self::restore_length(&env, page_bytes, &file)?;
+        Self::restore_length(&env, page_bytes, map_bytes, &file)?;
         let (rows, tables) = Self::trees(&env).map_err(failed)?;
         Ok(Self { env, rows, tables, file, page_bytes })
     }
@@ -102,19 +105,29 @@ impl Environment {
 
     /// Makes the file as long as its meta page says. A file that lost its end would otherwise kill
     /// the process with SIGBUS; zeros are refused by LMDB or by the records' checksums. (LMDB
-    /// itself may leave the file short by free pages.)
+    /// itself may leave the file short by free pages.) LMDB has no checksum over its meta pages, so
+    /// a length that cannot be is damage.
     fn restore_length(
         env: &Env<WithoutTls>,
         page_bytes: u64,
+        map_bytes: usize,
         file: &Path,
     ) -> Result<(), BackendError> {
         let failed = |source| BackendError::System { file: file.to_owned(), source };
-        let bytes = last_page(env) * page_bytes + page_bytes;
         let data = OpenOptions::new().write(true).open(file).map_err(failed)?;
-        if data.metadata().map_err(failed)?.len() < bytes {
-            data.set_len(bytes).map_err(failed)?;
+        let found = data.metadata().map_err(failed)?.len();
+        let last = last_page(env);
+        let bytes = last.checked_add(1).and_then(|pages| pages.checked_mul(page_bytes));
+        let most = found.saturating_add(UNWRITTEN_BYTES_MAX);
+        let most = most.min(u64::try_from(map_bytes).unwrap_or(u64::MAX));
+        match bytes {
+            Some(bytes) if bytes <= found => Ok(()),
+            Some(bytes) if bytes <= most => data.set_len(bytes).map_err(failed),
+            Some(_) | None => {
+                let place = Place::LastPage(last);
+                Err(BackendError::Damaged { file: file.to_owned(), place, fault: Fault::Shape })
+            }
         }
-        Ok(())
     }
 
     fn trees(env: &Env<WithoutTls>) -> heed::Result<(Tree, [Tree; Table::ALL.len()])> {
@@ -139,13 +152,18 @@ impl Environment {
     pub(super) fn sizes(&self) -> Result<Sizes, BackendError> {
         let txn = self.env.read_txn().map_err(|source| self.failed(source))?;
         // Two meta pages, and the pages of the tree of trees.
-        let main = self.env.unnamed_database_stat();
-        let mut pages = 2 + main.branch_pages + main.leaf_pages + main.overflow_pages;
+        let mut pages = pages_of(&self.env.unnamed_database_stat()).and_then(|n| n.checked_add(2));
         for tree in std::iter::once(&self.rows).chain(&self.tables) {
             let stat = tree.stat(&txn).map_err(|source| self.failed(source))?;
-            pages += stat.branch_pages + stat.leaf_pages + stat.overflow_pages;
+            pages = pages.zip(pages_of(&stat)).and_then(|(sum, more)| sum.checked_add(more));
         }
-        let in_use = u64::try_from(pages).expect("a file has fewer pages") * self.page_bytes;
+        // Every page is in one tree at most, so a larger sum was not written by LMDB.
+        let map_pages =
+            u64::try_from(self.env.info().map_size).unwrap_or(u64::MAX) / self.page_bytes;
+        let pages = pages.and_then(|pages| u64::try_from(pages).ok());
+        let pages = pages.filter(|pages| *pages <= map_pages);
+        let pages = pages.ok_or_else(|| self.damaged((Place::PageCounts, Fault::Shape)))?;
+        let in_use = pages * self.page_bytes;
         let taken = (last_page(&self.env) + 1).saturating_sub(TURNOVER_PAGES) * self.page_bytes;
         Ok(Sizes { total: taken.max(in_use), in_use })
     }
@@ -157,6 +175,11 @@ impl Environment {
     pub(super) fn damaged(&self, (place, fault): Damage) -> BackendError {
         BackendError::Damaged { file: self.file.clone(), place, fault }
     }
+}
+
+/// The pages of a tree; `None` if their number is none that can be.
+fn pages_of(stat: &heed::DatabaseStat) -> Option<usize> {
+    stat.branch_pages.checked_add(stat.leaf_pages)?.checked_add(stat.overflow_pages)
 }
 
 fn last_page(env: &Env<WithoutTls>) -> u64 {

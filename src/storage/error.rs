@@ -52,6 +52,10 @@ pub enum Place {
     RowKey(String),
     /// A record of a small table: its name, and the key in hexadecimal.
     Record(&'static str, String),
+    /// What says which pages are in use: the number of the last page.
+    LastPage(u64),
+    /// What says which pages are in use: the counts of a tree's pages.
+    PageCounts,
 }
 
 /// What is wrong with stored bytes.
@@ -84,7 +88,13 @@ impl fmt::Display for BackendError {
                 revision.main, revision.sub
             ),
             Self::System { file, .. } => write!(f, "cannot use {}", file.display()),
-            Self::Lmdb { file, .. } => write!(f, "cannot use the database in {}", file.display()),
+            Self::Lmdb { file, .. } => write!(
+                f,
+                "cannot use the database in {}; if the reason that follows speaks of its pages or \
+                 its kind, the file is damaged: restore this member from a backup, or remove it \
+                 from the cluster and add it again",
+                file.display()
+            ),
         }
     }
 }
@@ -95,6 +105,8 @@ impl fmt::Display for Place {
             Self::Row(revision) => write!(f, "row of revision {}_{}", revision.main, revision.sub),
             Self::RowKey(key) => write!(f, "row with the key 0x{key}"),
             Self::Record(table, key) => write!(f, "record of table {table} with the key 0x{key}"),
+            Self::LastPage(page) => write!(f, "meta page at the beginning, last page {page}"),
+            Self::PageCounts => write!(f, "page that counts the pages of the trees"),
         }
     }
 }
