@@ -12,9 +12,11 @@
 #![expect(clippy::disallowed_methods, reason = "servers under test run on real time")]
 
 pub mod fault;
+pub mod files;
 pub mod ledger;
 pub mod official;
 pub mod random;
+pub mod raw;
 pub mod script;
 pub mod server;
 pub mod transcript;

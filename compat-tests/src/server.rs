@@ -1,15 +1,16 @@
 //! A server process under test: official etcd or oxetcd, started alike.
 //!
-//! Decides how a server is started, awaited, stopped and killed. Each has free loopback ports and
-//! a temporary directory of its own; only processes started here are ever signalled.
+//! Decides how a server is started, awaited, stopped and killed, and what it means that one refuses
+//! to start. Each has free loopback ports and a temporary directory of its own; only processes
+//! started here are ever signalled.
 
 use std::{
     fs::File,
     io::{BufRead, BufReader},
     net::TcpListener,
     path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
-    sync::mpsc,
+    process::{Child, Command, ExitStatus, Stdio},
+    sync::{Arc, mpsc},
     thread,
     time::{Duration, Instant},
 };
@@ -35,16 +36,37 @@ pub enum Kind {
     Oxetcd,
 }
 
-/// A running server with its data directory.
+/// A server, running or not, with its data directory.
 #[derive(Debug)]
 pub struct Server {
     kind: Kind,
     program: PathBuf,
-    dir: TempDir,
+    wrapper: Vec<String>,
+    dir: Arc<TempDir>,
+    data_dir: PathBuf,
+    log_path: PathBuf,
     client_port: u16,
     peer_port: u16,
     extra: Vec<String>,
     child: Option<Child>,
+}
+
+/// How a start went.
+#[derive(Debug)]
+pub enum Attempt {
+    /// The server answers clients.
+    Ready,
+    /// The process ended, or was killed because it took too long.
+    Ended(Ended),
+}
+
+/// What a process left that ended before it was ready.
+#[derive(Debug)]
+pub struct Ended {
+    /// Its exit code or the signal that ended it.
+    pub status: ExitStatus,
+    /// What it wrote to standard error in this start.
+    pub log: String,
 }
 
 /// A port that nobody listens on now.
@@ -78,6 +100,16 @@ impl Server {
     /// # Errors
     /// If it does not become ready.
     pub fn start(kind: Kind, extra: &[&str]) -> anyhow::Result<Option<Self>> {
+        let Some(mut server) = Self::prepare(kind, extra)? else { return Ok(None) };
+        server.resume()?;
+        Ok(Some(server))
+    }
+
+    /// A server that was not started yet; `None` where official etcd cannot be had.
+    ///
+    /// # Errors
+    /// If there is no such program, port or directory.
+    pub fn prepare(kind: Kind, extra: &[&str]) -> anyhow::Result<Option<Self>> {
         let program = match kind {
             Kind::Official => match official::program("etcd")? {
                 Some(program) => program,
@@ -85,17 +117,39 @@ impl Server {
             },
             Kind::Oxetcd => oxetcd_program("oxetcd")?,
         };
-        let mut server = Self {
+        let dir = Arc::new(TempDir::new()?);
+        Ok(Some(Self {
             kind,
             program,
-            dir: TempDir::new()?,
+            wrapper: Vec::new(),
+            data_dir: dir.path().join("data"),
+            log_path: dir.path().join("server.log"),
+            dir,
             client_port: free_port()?,
             peer_port: free_port()?,
             extra: extra.iter().map(|flag| (*flag).to_owned()).collect(),
             child: None,
-        };
-        server.resume()?;
-        Ok(Some(server))
+        }))
+    }
+
+    /// A second server of the same kind and flags for the same data directory, with ports and a
+    /// log of its own.
+    ///
+    /// # Errors
+    /// If there is no free port.
+    pub fn second(&self) -> anyhow::Result<Self> {
+        Ok(Self {
+            kind: self.kind,
+            program: self.program.clone(),
+            wrapper: self.wrapper.clone(),
+            dir: Arc::clone(&self.dir),
+            data_dir: self.data_dir.clone(),
+            log_path: self.dir.path().join("second.log"),
+            client_port: free_port()?,
+            peer_port: self.peer_port,
+            extra: self.extra.clone(),
+            child: None,
+        })
     }
 
     /// Both servers, official first; `None` where official etcd cannot be had.
@@ -113,14 +167,76 @@ impl Server {
     /// # Errors
     /// If it exits or does not become ready in time; the end of its log is in the message.
     pub fn resume(&mut self) -> anyhow::Result<()> {
+        match self.attempt()? {
+            Attempt::Ready => Ok(()),
+            Attempt::Ended(ended) => {
+                let tail = ended.log.lines().rev().take(12).collect::<Vec<_>>();
+                bail!(
+                    "{:?} did not become ready; its log ends (newest first):\n{}",
+                    self.kind,
+                    tail.join("\n")
+                )
+            }
+        }
+    }
+
+    /// Starts the process on its present directory, and reports whether it became ready or ended.
+    ///
+    /// # Errors
+    /// If the program cannot be run.
+    pub fn attempt(&mut self) -> anyhow::Result<Attempt> {
+        let ready = self.launch()?;
+        let outcome = ready.wait();
+        if outcome {
+            return Ok(Attempt::Ready);
+        }
+        let mut child = self.child.take().context("it was just started")?;
+        // A process that is gone already needs no killing.
+        drop(child.kill());
+        let status = child.wait()?;
+        let log = std::fs::read_to_string(&self.log_path)?;
+        Ok(Attempt::Ended(Ended {
+            status,
+            log: log.get(ready.log_from..).unwrap_or("").to_owned(),
+        }))
+    }
+
+    /// Starts the process and does not wait.
+    ///
+    /// # Errors
+    /// If the program cannot be run.
+    pub fn launch(&mut self) -> anyhow::Result<Readiness> {
         assert!(self.child.is_none(), "the server runs already");
+        let mut command = self.command();
+        let mut child =
+            command.spawn().with_context(|| format!("cannot start {}", self.program.display()))?;
+        let stderr = child.stderr.take().context("standard error is piped")?;
+        let (ready, is_ready) = mpsc::sync_channel(1);
+        let mut log_file = File::options().create(true).append(true).open(&self.log_path)?;
+        let log_from = usize::try_from(log_file.metadata()?.len())?;
+        thread::spawn(move || {
+            use std::io::Write;
+            for line in BufReader::new(stderr).lines().map_while(Result::ok) {
+                drop(writeln!(log_file, "{line}"));
+                if line.contains(READY) {
+                    let _full_when_seen_before = ready.try_send(());
+                }
+            }
+        });
+        self.child = Some(child);
+        Ok(Readiness { is_ready, log_from })
+    }
+
+    fn command(&self) -> Command {
         let client = self.endpoint();
-        let peer = format!("http://127.0.0.1:{}", self.peer_port);
-        let log = self.log_path();
-        let mut command = Command::new(&self.program);
+        let peer = self.peer_url();
+        let mut words = self.wrapper.iter().map(PathBuf::from).collect::<Vec<_>>();
+        words.push(self.program.clone());
+        let mut command = Command::new(&words[0]);
         command
+            .args(&words[1..])
             .arg("--name=m1")
-            .arg(format!("--data-dir={}", self.data_dir().display()))
+            .arg(format!("--data-dir={}", self.data_dir.display()))
             .arg(format!("--listen-client-urls={client}"))
             .arg(format!("--advertise-client-urls={client}"))
             .arg(format!("--listen-peer-urls={peer}"))
@@ -131,33 +247,7 @@ impl Server {
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::piped());
-        let mut child =
-            command.spawn().with_context(|| format!("cannot start {}", self.program.display()))?;
-        let stderr = child.stderr.take().context("standard error is piped")?;
-        let (ready, is_ready) = mpsc::sync_channel(1);
-        let mut log_file = File::options().create(true).append(true).open(&log)?;
-        thread::spawn(move || {
-            use std::io::Write;
-            for line in BufReader::new(stderr).lines().map_while(Result::ok) {
-                if line.contains(READY) {
-                    let _full_when_seen_before = ready.try_send(());
-                }
-                drop(writeln!(log_file, "{line}"));
-            }
-        });
-        let outcome = is_ready.recv_timeout(READY_TIMEOUT);
-        self.child = Some(child);
-        if outcome.is_err() {
-            self.kill();
-            let text = std::fs::read_to_string(&log).unwrap_or_default();
-            let tail = text.lines().rev().take(12).collect::<Vec<_>>();
-            bail!(
-                "{:?} did not become ready; its log ends (newest first):\n{}",
-                self.kind,
-                tail.join("\n")
-            );
-        }
-        Ok(())
+        command
     }
 
     /// Ends the process without warning, as a power cut would.
@@ -211,10 +301,26 @@ impl Server {
         format!("http://127.0.0.1:{}", self.client_port)
     }
 
+    /// Where peers would connect.
+    #[must_use]
+    pub fn peer_url(&self) -> String {
+        format!("http://127.0.0.1:{}", self.peer_port)
+    }
+
     /// The data directory.
     #[must_use]
     pub fn data_dir(&self) -> PathBuf {
-        self.dir.path().join("data")
+        self.data_dir.clone()
+    }
+
+    /// Moves the data directory of the next start.
+    pub fn set_data_dir(&mut self, dir: PathBuf) {
+        self.data_dir = dir;
+    }
+
+    /// A command with arguments that runs the program of the next start as its own arguments.
+    pub fn set_wrapper(&mut self, wrapper: Vec<String>) {
+        self.wrapper = wrapper;
     }
 
     /// The directory that holds the data directory and the log; gone with the server.
@@ -226,12 +332,33 @@ impl Server {
     /// Where the process writes its log.
     #[must_use]
     pub fn log_path(&self) -> PathBuf {
-        self.dir.path().join("server.log")
+        self.log_path.clone()
     }
 
     /// Changes the flags of the next start.
     pub fn set_flags(&mut self, extra: &[&str]) {
         self.extra = extra.iter().map(|flag| (*flag).to_owned()).collect();
+    }
+}
+
+/// Tells when a process that was launched answers clients.
+#[derive(Debug)]
+pub struct Readiness {
+    is_ready: mpsc::Receiver<()>,
+    log_from: usize,
+}
+
+impl Readiness {
+    /// Waits; `false` if the process ended, or takes longer than it may.
+    #[must_use]
+    pub fn wait(&self) -> bool {
+        self.is_ready.recv_timeout(READY_TIMEOUT).is_ok()
+    }
+
+    /// Whether the process is known to be ready now.
+    #[must_use]
+    pub fn is_ready_now(&self) -> bool {
+        self.is_ready.try_recv().is_ok()
     }
 }
 
