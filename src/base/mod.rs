@@ -15,5 +15,6 @@ pub mod metrics;
 pub mod queue;
 pub mod random;
 pub mod ready;
+pub mod reply;
 pub mod task;
 pub mod thread;

@@ -9,7 +9,7 @@
 //! | `hash` | hashes of compactions | the apply thread is gone |
 //! | `scrub` | `boot::scrub` | the rest has ended |
 //! | `watch-N` | `watch::thread::Lane` | it is stopped |
-//! | `log` | `replica::LogThread` | the replica and apply threads are gone |
+//! | `log` | `replica::LogThread` | the replica thread is gone |
 //! | `apply` | `replica::ApplyThread` | the replica thread is gone |
 //! | `replica` | `replica::ReplicaThread` | it is stopped |
 
@@ -114,7 +114,7 @@ impl Threads {
         let Assembled { handle, replica, log, apply, hashes } = assembled;
         let (flush_options, flush_clock) = (flush_options(config), clock.clone());
         let mut joins = vec![
-            start_thread("replica", Priority::Normal, move || replica.run())?,
+            start_thread("replica", Priority::Normal, move || or_die("replica", replica.run()))?,
             start_thread("apply", Priority::Normal, move || apply.run())?,
             start_thread("log", Priority::Normal, move || or_die("log", log.run()))?,
         ];

@@ -6,7 +6,7 @@
 //!
 //! It also takes raft snapshots: every `snapshot_entries` applied entries it notes the position
 //! and the membership, waits (without blocking) until the backend is durable up to there, and has
-//! the log thread record it.
+//! the log record it.
 
 use std::{collections::VecDeque, sync::Arc, time::Duration};
 
@@ -14,7 +14,10 @@ use prost::Message;
 use proto::raftpb::{ConfChange, Entry, EntryType, Snapshot, SnapshotMetadata};
 
 use crate::{
-    base::queue::{Drained, Receiver, Sender},
+    base::{
+        courier::Rounds,
+        queue::{Drained, Receiver, Sender},
+    },
     lease::Lessor,
     model::{
         Command, LogIndex, Outcome, Request, RequestId, Term, entry_data, entry_index, entry_kind,
@@ -26,7 +29,7 @@ use crate::{
     watch,
 };
 
-use super::{Input, log_thread::LogInput, shared::Shared};
+use super::{Input, shared::Shared};
 
 /// What the apply thread is asked to do, in order.
 #[derive(Debug)]
@@ -48,7 +51,6 @@ pub struct ApplyThread {
     pub(super) shared: Arc<Shared>,
     pub(super) inputs: Receiver<ApplyInput>,
     pub(super) replica: Sender<Input>,
-    pub(super) log: Sender<LogInput>,
     pub(super) flusher: FlusherHandle,
     pub(super) watch: watch::thread::Handle<View>,
     pub(super) lessor: Lessor,
@@ -209,11 +211,13 @@ impl ApplyThread {
             self.shared.applied.set(applied);
             let shown = i64::try_from(applied.0).unwrap_or(i64::MAX);
             super::metrics::PROPOSALS_APPLIED.set(shown);
+            let mut rounds = Rounds::default();
             for (id, outcome) in answers {
                 if let Some(reply) = self.shared.pending.remove(id) {
-                    drop(reply.send(Ok(outcome)));
+                    reply.send(Ok(outcome), &mut rounds);
                 }
             }
+            rounds.go();
             if self.shared.reads.waits_for_apply() {
                 drop(self.replica.send_reserved(Input::Applied));
             }
@@ -262,8 +266,8 @@ impl ApplyThread {
             }
             let snapshot = self.snapshots.waiting.pop_front().expect("the front was just seen");
             let release_to = LogIndex(index.0.saturating_sub(self.snapshots.catch_up_entries));
-            let input = LogInput::Snapshot { snapshot: Box::new(snapshot), release_to };
-            drop(self.log.send(input));
+            let input = Input::SaveSnapshot { snapshot: Box::new(snapshot), release_to };
+            drop(self.replica.send_reserved(input));
         }
     }
 

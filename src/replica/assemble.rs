@@ -29,7 +29,8 @@ use super::{
     apply_thread::SnapshotPolicy,
     core::CoreSettings,
     handle::{Parts, QUEUE_PROPOSALS_MAX},
-    replica_thread::Rounds,
+    log_writer::LogWriter,
+    replica_thread::{Log, Rounds},
     shared::Shared,
 };
 
@@ -142,11 +143,18 @@ pub fn assemble(ingredients: Ingredients) -> Assembled {
         catch_up_entries: settings.catch_up_entries,
         park_ticks_max: u64::try_from(park_ticks_max).unwrap_or(u64::MAX),
     };
+    let writer = LogWriter {
+        wal,
+        disk: Disk::system(),
+        snap_dir,
+        files_max: settings.log_files_max,
+        snaps_max: settings.snap_files_max,
+    };
     let replica = ReplicaThread {
         core: Core::new(raft, core_settings),
         shared: Arc::clone(&shared),
         inputs: replica_inputs,
-        log: log.clone(),
+        log: Log { here: Some(Box::new(writer)), waiting: Vec::new(), thread: log },
         apply,
         lessor: lessor.clone(),
         tick: settings.heartbeat,
@@ -154,21 +162,12 @@ pub fn assemble(ingredients: Ingredients) -> Assembled {
         election_timeout: settings.election_timeout,
         rounds: Rounds::default(),
     };
-    let log_thread = LogThread {
-        wal,
-        disk: Disk::system(),
-        snap_dir,
-        files_max: settings.log_files_max,
-        snaps_max: settings.snap_files_max,
-        inputs: log_inputs,
-        reports: inputs.clone(),
-    };
+    let log_thread = LogThread { inputs: log_inputs, reports: inputs.clone() };
     let apply_thread = ApplyThread {
         machine,
         shared: Arc::clone(&shared),
         inputs: apply_inputs,
         replica: inputs.clone(),
-        log,
         flusher: flusher.clone(),
         watch: watch.clone(),
         lessor: lessor.clone(),

@@ -55,6 +55,13 @@ pub enum Input {
     },
     /// Confirmed readers wait for an entry that has been applied meanwhile.
     Applied,
+    /// The backend is durable up to a snapshot: record it in the log.
+    SaveSnapshot {
+        /// The position, with the membership and what older versions read at start.
+        snapshot: Box<Snapshot>,
+        /// No entry below this is needed again.
+        release_to: LogIndex,
+    },
     /// The record of a snapshot at this position is durable.
     SnapshotSaved(Box<SnapshotMetadata>),
     /// Hand leadership over.
@@ -179,9 +186,9 @@ impl Core {
             Input::Tick => self.tick(),
             Input::Propose(data) => self.propose(Proposal::Command(data)),
             Input::ProposeConfChange(change) => self.propose(Proposal::ConfChange(change)),
-            // The thread gives a round its context with `read`, and applied positions with
-            // `note_applied`.
-            Input::Read | Input::Applied => {}
+            // The thread gives a round its context with `read`, applied positions with
+            // `note_applied`, and snapshots to the log.
+            Input::Read | Input::Applied | Input::SaveSnapshot { .. } => {}
             Input::Peer(message) => {
                 if let Err(error) = self.raft.step(*message) {
                     tracing::warn!(%error, "dropped a message of a peer");
@@ -213,6 +220,13 @@ impl Core {
         if idle && self.is_sole_voter() {
             self.raft.campaign();
         }
+    }
+
+    /// Whether nobody else is a member, so that there is nothing to send to anybody.
+    #[must_use]
+    pub fn is_alone(&self) -> bool {
+        let members = self.raft.conf_state();
+        self.is_sole_voter() && members.learners.is_empty() && members.learners_next.is_empty()
     }
 
     fn is_sole_voter(&self) -> bool {

@@ -16,6 +16,7 @@ use crate::{
     base::{
         clock::Clock,
         queue::{Refused, Sender},
+        reply::reply,
     },
     cluster::RequestIds,
     lease::Lessor,
@@ -173,7 +174,7 @@ impl Handle {
 
     async fn wait_for(&self, id: RequestId, input: Input) -> Result<Outcome, Unavailable> {
         let shared = &self.0.shared;
-        let (reply, answer): (Reply, _) = oneshot::channel();
+        let (reply, answer): (Reply, _) = reply();
         shared.pending.insert(id, shared.clock.now(), reply);
         let _waiting = Waiting { shared, id };
         self.send(input)?;

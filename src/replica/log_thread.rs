@@ -1,112 +1,31 @@
-//! The log thread: makes entries durable.
+//! The log thread: makes entries durable while the replica thread goes on.
 //!
-//! Decides what one write to the log covers: everything that has arrived since the last one. So
-//! the batch grows with the load and no timer or fixed limit is needed. Owns the WAL and the
-//! directory of `.snap` files. Started by `boot`; fed by the replica thread.
-//!
-//! A failed write or sync ends the thread with an error, and with it the member: what the disk
-//! holds is then unknown, and a second fsync would report success for pages that are lost.
+//! Decides nothing. A member that is alone needs no such thread: nothing could be done while the
+//! disk works, and two hand-overs per write are saved; then it sleeps, and the writer is with the
+//! replica thread, which hands it over for good when a second member comes. Started by `boot`; fed
+//! by the replica thread.
 
-use std::{error::Error, fmt, mem, path::PathBuf};
+use crate::base::queue::{Drained, Receiver, Sender};
 
-use proto::raftpb::{Entry, HardState, Snapshot};
-
-use crate::{
-    base::{
-        file::Disk,
-        queue::{Drained, Receiver, Sender},
-    },
-    consensus::{Batch, BatchNumber},
-    model::{LogIndex, Term},
-    storage::{
-        snap::{self, SnapError},
-        wal::{Wal, WalError, WalSnapshot},
-    },
+use super::{
+    Input,
+    log_writer::{LogError, LogInput, LogWriter},
 };
 
-use super::Input;
-
-/// What the log thread is asked to do, in order.
+/// The log while somebody else writes it.
 #[derive(Debug)]
-#[expect(clippy::large_enum_variant, reason = "nearly every input is a batch")]
-pub enum LogInput {
-    /// Make this durable, then report [`Input::Persisted`].
-    Append(Batch),
-    /// The backend is durable up to here: record it, and drop files that nobody needs.
-    Snapshot {
-        /// The position, with the membership and what older versions read at start.
-        snapshot: Box<Snapshot>,
-        /// No entry below this is needed again.
-        release_to: LogIndex,
-    },
-}
-
-/// Why the log thread stopped.
-#[derive(Debug)]
-pub enum LogError {
-    /// The write-ahead log could not be written or synced.
-    Wal(WalError),
-    /// A `.snap` file could not be written.
-    Snap(SnapError),
-}
-
-impl fmt::Display for LogError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Wal(_) => f.write_str("the write-ahead log cannot be written"),
-            Self::Snap(_) => f.write_str("a snapshot file cannot be written"),
-        }
-    }
-}
-
-impl Error for LogError {
-    fn source(&self) -> Option<&(dyn Error + 'static)> {
-        match self {
-            Self::Wal(error) => Some(error),
-            Self::Snap(error) => Some(error),
-        }
-    }
+pub(super) enum LogHandOver {
+    /// From now on the log thread writes.
+    TakeOver(Box<LogWriter>),
+    /// Work, once the thread has the writer.
+    Work(Box<LogInput>),
 }
 
 /// The body of the log thread.
 #[derive(Debug)]
 pub struct LogThread {
-    /// The log itself.
-    pub wal: Wal,
-    /// The disk of the directory of `.snap` files.
-    pub disk: Disk,
-    /// Where `.snap` files go.
-    pub snap_dir: PathBuf,
-    /// How many log files to keep, 0 for all.
-    pub files_max: usize,
-    /// How many `.snap` files to keep, 0 for all.
-    pub snaps_max: usize,
-    /// Work from the replica thread.
-    pub inputs: Receiver<LogInput>,
-    /// Reports to the replica thread.
-    pub reports: Sender<Input>,
-}
-
-/// Consecutive batches, as one write.
-#[derive(Debug, Default)]
-struct Write {
-    entries: Vec<Entry>,
-    hard_state: Option<HardState>,
-    must_sync: bool,
-    /// The newest batch inside.
-    number: Option<BatchNumber>,
-}
-
-impl Write {
-    fn add(&mut self, batch: Batch) {
-        let Batch { number, hard_state, entries, snapshot, must_sync, messages } = batch;
-        assert!(snapshot.is_none(), "a group of one receives no snapshot");
-        assert!(messages.is_empty(), "the replica keeps the messages of batch {number:?}");
-        self.entries.extend(entries);
-        self.hard_state = hard_state.or(self.hard_state.take());
-        self.must_sync |= must_sync;
-        self.number = Some(number);
-    }
+    pub(super) inputs: Receiver<LogHandOver>,
+    pub(super) reports: Sender<Input>,
 }
 
 impl LogThread {
@@ -115,52 +34,21 @@ impl LogThread {
     /// # Errors
     /// - [`LogError`] on the first failed write or sync; the member must stop.
     pub fn run(mut self) -> Result<(), LogError> {
-        let mut inputs = Vec::new();
-        while self.inputs.drain(&mut inputs, None) != Drained::Closed {
-            let mut write = Write::default();
-            for input in inputs.drain(..) {
+        let mut writer = None;
+        let (mut arrived, mut work) = (Vec::new(), Vec::new());
+        while self.inputs.drain(&mut arrived, None) != Drained::Closed {
+            for input in arrived.drain(..) {
                 match input {
-                    LogInput::Append(batch) => write.add(batch),
-                    LogInput::Snapshot { snapshot, release_to } => {
-                        self.append(mem::take(&mut write))?;
-                        self.save_snapshot(&snapshot, release_to)?;
-                    }
+                    LogHandOver::TakeOver(taken) => writer = Some(taken),
+                    LogHandOver::Work(input) => work.push(*input),
                 }
             }
-            self.append(write)?;
+            let writer = writer.as_mut().expect("the writer comes before the first work");
+            // Bounded by the batches that the replica has handed out. A replica that is gone
+            // needs no report.
+            let report = |input| drop(self.reports.send_reserved(input));
+            writer.carry_out(&mut work, report)?;
         }
         Ok(())
-    }
-
-    fn append(&mut self, write: Write) -> Result<(), LogError> {
-        let Some(number) = write.number else { return Ok(()) };
-        self.wal
-            .append(write.hard_state.as_ref(), &write.entries, write.must_sync)
-            .map_err(LogError::Wal)?;
-        self.report(Input::Persisted(number));
-        Ok(())
-    }
-
-    fn save_snapshot(&mut self, snapshot: &Snapshot, release_to: LogIndex) -> Result<(), LogError> {
-        let metadata = snapshot.metadata.clone().expect("a noted snapshot has its position");
-        let position = WalSnapshot {
-            index: LogIndex(metadata.index.unwrap_or(0)),
-            term: Term(metadata.term.unwrap_or(0)),
-            conf_state: metadata.conf_state.clone(),
-        };
-        // The file first: a record without its file would point at nothing.
-        snap::save(&self.disk, &self.snap_dir, snapshot).map_err(LogError::Snap)?;
-        self.wal.append_snapshot(&position).map_err(LogError::Wal)?;
-        tracing::info!("snapshot-index" = position.index.0, "saved snapshot to disk");
-        self.wal.release_to(release_to, self.files_max).map_err(LogError::Wal)?;
-        snap::purge(&self.disk, &self.snap_dir, self.snaps_max).map_err(LogError::Snap)?;
-        self.report(Input::SnapshotSaved(Box::new(metadata)));
-        Ok(())
-    }
-
-    fn report(&self, input: Input) {
-        // Bounded by the batches that the replica has handed out. A replica that is gone needs
-        // no report.
-        drop(self.reports.send_reserved(input));
     }
 }

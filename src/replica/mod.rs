@@ -7,9 +7,9 @@
 //!
 //! ```text
 //!            propose            Persist               one pwrite + fdatasync
-//!   Handle ----------> replica ---------> log thread ------------------------> WAL
-//!     ^                 |   ^                 |
-//!     |                 |   +---- Persisted --+
+//!   Handle ----------> replica ---------> log writer ------------------------> WAL
+//!     ^                 |   ^                 |    on the replica thread while the member is
+//!     |                 |   +---- Persisted --+    alone, else on the log thread
 //!     |  answers        | Apply
 //!     +------------- apply thread ---> published view, watch, flusher
 //!                        (state::Machine)
@@ -30,6 +30,7 @@ mod core;
 mod duties;
 mod handle;
 mod log_thread;
+mod log_writer;
 mod metrics;
 mod pending;
 mod reads;
@@ -41,6 +42,7 @@ pub use assemble::{Assembled, Ingredients, Settings, assemble};
 pub use core::{Core, Effect, Input, Leadership};
 pub use duties::{Compaction, Duties, DutySettings};
 pub use handle::{Handle, Identity, Limits, Status};
-pub use log_thread::{LogError, LogThread};
+pub use log_thread::LogThread;
+pub use log_writer::LogError;
 pub use metrics::register_metrics;
 pub use replica_thread::ReplicaThread;

@@ -11,15 +11,16 @@ use std::{
     time::Duration,
 };
 
-use tokio::sync::oneshot;
-
-use crate::model::{Outcome, RequestId, Unavailable};
+use crate::{
+    base::reply,
+    model::{Outcome, RequestId, Unavailable},
+};
 
 /// A power of two, so that the low bits of a counter choose the shard.
 const SHARDS: usize = 64;
 
 /// How a caller is answered.
-pub(super) type Reply = oneshot::Sender<Result<Outcome, Unavailable>>;
+pub(super) type Reply = reply::Reply<Result<Outcome, Unavailable>>;
 
 /// Every caller that has proposed and not been answered.
 #[derive(Debug)]
@@ -83,7 +84,7 @@ mod tests {
     fn only_callers_that_waited_long_enough_are_taken_out() {
         let pending = Pending::new();
         for id in 1..=3 {
-            let (reply, _) = oneshot::channel();
+            let (reply, _) = reply::reply();
             pending.insert(RequestId(id), Duration::from_secs(id), reply);
         }
         assert_eq!(pending.remove_older(Duration::from_secs(2)).len(), 2);

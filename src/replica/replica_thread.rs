@@ -1,8 +1,9 @@
 //! The replica thread: drives [`Core`] and carries its effects out.
 //!
 //! Decides nothing but the order of hand-overs: what the disk needs goes out before what the
-//! state machine needs, so that the log thread works while the rest is handed over. Owns the core;
-//! started by `boot`.
+//! state machine needs, so that the log thread works while the rest is handed over. While the
+//! member is alone it writes the log itself, after everything else of a turn; what arrives
+//! meanwhile is the next write. Owns the core; started by `boot`.
 
 use std::{
     collections::BTreeSet,
@@ -19,7 +20,12 @@ use crate::{
 };
 
 use super::{
-    Core, Effect, Input, apply_thread::ApplyInput, core::Leadership, log_thread::LogInput, metrics,
+    Core, Effect, Input,
+    apply_thread::ApplyInput,
+    core::Leadership,
+    log_thread::LogHandOver,
+    log_writer::{LogError, LogInput, LogWriter},
+    metrics,
     shared::Shared,
 };
 
@@ -34,13 +40,24 @@ pub struct ReplicaThread {
     pub(super) core: Core,
     pub(super) shared: Arc<Shared>,
     pub(super) inputs: Receiver<Input>,
-    pub(super) log: Sender<LogInput>,
+    pub(super) log: Log,
     pub(super) apply: Sender<ApplyInput>,
     pub(super) lessor: Lessor,
     pub(super) tick: Duration,
     pub(super) request_timeout: Duration,
     pub(super) election_timeout: Duration,
     pub(super) rounds: Rounds,
+}
+
+/// Where the log is written.
+#[derive(Debug)]
+pub(super) struct Log {
+    /// The writer, while the member is alone.
+    pub(super) here: Option<Box<LogWriter>>,
+    /// What it has to do at the end of the turn.
+    pub(super) waiting: Vec<LogInput>,
+    /// The log thread, which writes when the member is not alone any more.
+    pub(super) thread: Sender<LogHandOver>,
 }
 
 /// The read rounds of this thread.
@@ -54,11 +71,14 @@ pub(super) struct Rounds {
 
 impl ReplicaThread {
     /// Runs until it is told to stop, or a thread that it hands work to is gone.
-    pub fn run(mut self) {
+    ///
+    /// # Errors
+    /// - [`LogError`] on the first failed write or sync; the member must stop.
+    pub fn run(mut self) -> Result<(), LogError> {
         let mut inputs = Vec::new();
         let mut next_tick = self.shared.clock.now() + self.tick;
         self.core.campaign_if_alone();
-        self.carry_out();
+        self.carry_out()?;
         while !self.core.stopped() {
             let now = self.shared.clock.now();
             let timeout = next_tick.saturating_sub(now);
@@ -82,15 +102,20 @@ impl ReplicaThread {
                 next_tick = now + self.tick;
             }
             self.start_round(now);
-            self.carry_out();
+            self.carry_out()?;
         }
         self.shared.reads.fail_unconfirmed(&Unavailable::Stopped);
         for (_, reply) in self.shared.pending.remove_older(Duration::MAX) {
-            drop(reply.send(Err(Unavailable::Stopped)));
+            reply.send_now(Err(Unavailable::Stopped));
         }
+        Ok(())
     }
 
     fn take_in(&mut self, input: Input) {
+        if let Input::SaveSnapshot { snapshot, release_to } = input {
+            self.write(LogInput::Snapshot { snapshot, release_to });
+            return;
+        }
         if matches!(input, Input::Applied) {
             self.shared.reads.answer_applied(self.shared.applied.get());
         }
@@ -125,7 +150,7 @@ impl ReplicaThread {
         self.shared.reads.fail_older(started_before, &Unavailable::Timeout);
         for (since, reply) in self.shared.pending.remove_older(started_before) {
             metrics::PROPOSALS_FAILED.inc();
-            drop(reply.send(Err(self.timeout_reason(since))));
+            reply.send_now(Err(self.timeout_reason(since)));
         }
     }
 
@@ -141,19 +166,48 @@ impl ReplicaThread {
         }
     }
 
-    fn carry_out(&mut self) {
-        let effects = self.core.take_effects();
-        let committed = self.core.committed().max(self.shared.committed.get());
-        self.shared.committed.set(committed);
-        metrics::PROPOSALS_COMMITTED.set(i64::try_from(committed.0).unwrap_or(i64::MAX));
-        for effect in effects {
-            self.perform(effect);
+    /// Carries out what the inputs of a turn came to, and what that comes to.
+    fn carry_out(&mut self) -> Result<(), LogError> {
+        loop {
+            let effects = self.core.take_effects();
+            let committed = self.core.committed().max(self.shared.committed.get());
+            self.shared.committed.set(committed);
+            metrics::PROPOSALS_COMMITTED.set(i64::try_from(committed.0).unwrap_or(i64::MAX));
+            for effect in effects {
+                self.perform(effect);
+            }
+            if self.log.waiting.is_empty() {
+                return Ok(());
+            }
+            let writer = self.log.here.as_mut().expect("work waits only where the writer is");
+            let core = &mut self.core;
+            writer.carry_out(&mut self.log.waiting, |report| core.handle(report))?;
+        }
+    }
+
+    /// Has the log written: at the end of the turn, or at once by the log thread.
+    fn write(&mut self, input: LogInput) {
+        if self.core.is_alone() && self.log.here.is_some() {
+            self.log.waiting.push(input);
+            return;
+        }
+        let mut work = Vec::new();
+        if let Some(writer) = self.log.here.take() {
+            work.push(LogHandOver::TakeOver(writer));
+            work.extend(self.log.waiting.drain(..).map(|input| LogHandOver::Work(Box::new(input))));
+        }
+        work.push(LogHandOver::Work(Box::new(input)));
+        for work in work {
+            if self.log.thread.send(work).is_err() {
+                // The log thread ends only on a failed disk, and reports it itself.
+                self.core.handle(Input::Stop);
+            }
         }
     }
 
     fn perform(&mut self, effect: Effect) {
         match effect {
-            Effect::Persist(batch) => self.hand_over_log(LogInput::Append(batch)),
+            Effect::Persist(batch) => self.write(LogInput::Append(batch)),
             Effect::Apply(entries) => {
                 if self.apply.send(ApplyInput::Entries(entries)).is_err() {
                     self.core.handle(Input::Stop);
@@ -169,17 +223,10 @@ impl ReplicaThread {
             }
             Effect::Answer { id, outcome } => {
                 if let Some(reply) = self.shared.pending.remove(id) {
-                    drop(reply.send(Ok(outcome)));
+                    reply.send_now(Ok(outcome));
                 }
             }
             Effect::Leadership(leadership) => self.show(leadership),
-        }
-    }
-
-    fn hand_over_log(&mut self, input: LogInput) {
-        if self.log.send(input).is_err() {
-            // The log thread ends only on a failed disk, and reports it itself.
-            self.core.handle(Input::Stop);
         }
     }
 
