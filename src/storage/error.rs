@@ -88,6 +88,12 @@ impl fmt::Display for BackendError {
                 revision.main, revision.sub
             ),
             Self::System { file, .. } => write!(f, "cannot use {}", file.display()),
+            // LMDB says "input/output error" of a disk that took a part of a write.
+            Self::Lmdb { file, source: heed::Error::Io(_) } => write!(
+                f,
+                "cannot use the database in {}; see that its disk is not full and has no errors",
+                file.display()
+            ),
             Self::Lmdb { file, .. } => write!(
                 f,
                 "cannot use the database in {}; if the reason that follows speaks of its pages or \
