@@ -1,61 +1,72 @@
-//! What goes back to a client: the body of every answer of the client port.
+//! What goes back to a client that takes more than one piece: large reads and streams.
 //!
-//! Decides how an answer becomes HTTP frames. A unary answer is a data frame and trailers; a failed
-//! one has no body at all (its status stands in the headers, as grpc-go sends it); a large read is
-//! copied into bounded frames while the connection takes them; a stream hands over what its task
-//! queued. No variant but the one for tonic's own streams allocates per frame. Built by `dispatch`
-//! and `http`, polled by hyper.
+//! Decides how such an answer is cut and how it ends. A large read is copied into bounded pieces
+//! while the connection takes them; a stream hands over what its call queued. The call of a stream
+//! runs whenever the connection looks for the next piece, so a stream needs no task, and a client
+//! that takes nothing holds its call back. Built by `dispatch`, polled by `serve`.
 
 use std::{
+    fmt,
+    future::Future,
     pin::Pin,
     task::{Context, Poll},
 };
 
 use bytes::{Bytes, BytesMut};
-use http::{HeaderMap, HeaderName, HeaderValue};
-use http_body::{Frame, SizeHint};
 use tokio::sync::mpsc;
 use tonic::Code;
 
 use super::{
-    answer::{Payload, Reply, Rows, put_row_head},
+    answer::{Reply, Rows, put_row_head},
     codec::count_sent,
     metrics::{self, Counters},
     rpc::Rpc,
     status::{Failure, Refusal},
+    watch::Conversation,
 };
 
-/// A large answer leaves in frames of about this size: one HTTP/2 window's worth at a time, so
-/// that a slow client holds a frame and not the whole answer.
-const FRAME_BYTES: usize = 64 << 10;
+/// A large answer leaves in pieces of about this size: one HTTP/2 window's worth at a time, so
+/// that a slow client holds a piece and not the whole answer.
+const PIECE_BYTES: usize = 64 << 10;
 
 /// Messages of a stream that may wait for the connection. More only adds memory per slow client.
 const STREAM_MESSAGES_MAX: usize = 4;
 
-const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
-const GRPC_MESSAGE: HeaderName = HeaderName::from_static("grpc-message");
-
-/// The body of an answer.
+/// A part of an answer.
 #[derive(Debug)]
-pub enum Body {
-    /// Nothing.
-    Empty,
-    /// Plain HTTP content.
-    Content(Bytes),
-    /// A gRPC message and the trailers after it.
-    Message(Payload),
-    /// The trailers of a successful gRPC call.
-    Trailers,
-    /// gRPC messages as a task produces them, and the trailers that it ends with.
-    Stream(mpsc::Receiver<Result<Bytes, Failure>>),
-    /// A stream of tonic's.
-    Tonic(tonic::body::Body),
+pub enum Piece {
+    /// Bytes of gRPC messages.
+    Data(Bytes),
+    /// The end, and how the call ended.
+    End(Result<(), Failure>),
 }
 
-/// The producing end of [`Body::Stream`].
+/// An answer in pieces.
+#[derive(Debug)]
+pub enum Body {
+    /// A large read.
+    Rows(Rows),
+    /// Nothing more of a call that succeeded.
+    Done,
+    /// Messages as a call produces them.
+    Stream(Stream),
+    /// A conversation about events.
+    Watch(Box<Conversation>),
+}
+
+type Run = Pin<Box<dyn Future<Output = Result<(), Failure>> + Send>>;
+
+/// A call that queues messages while it runs.
+pub struct Stream {
+    run: Option<Run>,
+    result: Result<(), Failure>,
+    receiver: mpsc::Receiver<Bytes>,
+}
+
+/// Where a call queues its messages.
 #[derive(Clone, Debug)]
 pub struct Outbox {
-    sender: mpsc::Sender<Result<Bytes, Failure>>,
+    sender: mpsc::Sender<Bytes>,
     counters: &'static Counters,
 }
 
@@ -69,11 +80,62 @@ impl From<Gone> for Failure {
     }
 }
 
-/// A stream's body and the end to fill it from; its messages count as answers of `rpc`.
-#[must_use]
-pub fn stream(rpc: Rpc) -> (Outbox, Body) {
-    let (sender, receiver) = mpsc::channel(STREAM_MESSAGES_MAX);
-    (Outbox { sender, counters: metrics::of(rpc) }, Body::Stream(receiver))
+impl Body {
+    /// The body that `run` fills; its messages count as answers of `rpc`.
+    pub fn stream<R>(rpc: Rpc, run: impl FnOnce(Outbox) -> R) -> Self
+    where
+        R: Future<Output = Result<(), Failure>> + Send + 'static,
+    {
+        let (sender, receiver) = mpsc::channel(STREAM_MESSAGES_MAX);
+        let run = run(Outbox { sender, counters: metrics::of(rpc) });
+        Self::Stream(Stream { run: Some(Box::pin(run)), result: Ok(()), receiver })
+    }
+
+    /// The next piece. Not to be called after the end.
+    pub fn poll_piece(&mut self, context: &mut Context<'_>) -> Poll<Piece> {
+        match self {
+            Self::Rows(rows) => {
+                let (bytes, done) = next_rows(rows);
+                if done {
+                    *self = Self::Done;
+                }
+                Poll::Ready(Piece::Data(bytes))
+            }
+            Self::Done => Poll::Ready(Piece::End(Ok(()))),
+            Self::Stream(stream) => stream.poll_piece(context),
+            Self::Watch(conversation) => conversation.poll_piece(context),
+        }
+    }
+}
+
+impl Stream {
+    fn poll_piece(&mut self, context: &mut Context<'_>) -> Poll<Piece> {
+        if let Ok(message) = self.receiver.try_recv() {
+            return Poll::Ready(Piece::Data(message));
+        }
+        if let Some(run) = &mut self.run
+            && let Poll::Ready(result) = run.as_mut().poll(context)
+        {
+            self.result = result;
+            self.run = None;
+        }
+        let next = match self.receiver.poll_recv(context) {
+            Poll::Pending => return Poll::Pending,
+            Poll::Ready(next) => next,
+        };
+        match (next, &mut self.run) {
+            (Some(message), _) => Poll::Ready(Piece::Data(message)),
+            (None, None) => Poll::Ready(Piece::End(std::mem::replace(&mut self.result, Ok(())))),
+            // Its outbox is gone, but it has not ended yet.
+            (None, Some(_)) => Poll::Pending,
+        }
+    }
+}
+
+impl fmt::Debug for Stream {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Stream").field("runs", &self.run.is_some()).finish_non_exhaustive()
+    }
 }
 
 impl Outbox {
@@ -83,7 +145,7 @@ impl Outbox {
     /// - [`Gone`] if nobody will read it.
     pub async fn send(&self, reply: Reply) -> Result<(), Gone> {
         let message = self.count(reply);
-        self.sender.send(Ok(message)).await.map_err(|_unsent| Gone)
+        self.sender.send(message).await.map_err(|_unsent| Gone)
     }
 
     /// As [`Outbox::send`], from a thread that may block.
@@ -92,7 +154,7 @@ impl Outbox {
     /// - [`Gone`] if nobody will read it.
     pub fn send_blocking(&self, reply: Reply) -> Result<(), Gone> {
         let message = self.count(reply);
-        self.sender.blocking_send(Ok(message)).map_err(|_unsent| Gone)
+        self.sender.blocking_send(message).map_err(|_unsent| Gone)
     }
 
     fn count(&self, reply: Reply) -> Bytes {
@@ -101,98 +163,17 @@ impl Outbox {
         reply.into_bytes()
     }
 
-    /// Ends the stream with a failure. Without it, dropping the outbox ends it well.
-    pub async fn fail(&self, failure: Failure) {
-        // A client that has gone needs no status.
-        drop(self.sender.send(Err(failure)).await);
-    }
-
     /// Waits until the client has gone.
     pub async fn closed(&self) {
         self.sender.closed().await;
     }
 }
 
-impl http_body::Body for Body {
-    type Data = Bytes;
-    type Error = tonic::Status;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, tonic::Status>>> {
-        let frame = match &mut *self {
-            Self::Empty => None,
-            Self::Content(bytes) => {
-                let bytes = std::mem::take(bytes);
-                *self = Self::Empty;
-                Some(Frame::data(bytes))
-            }
-            Self::Message(payload) => {
-                let (bytes, done) = next_bytes(payload);
-                if done {
-                    *self = Self::Trailers;
-                }
-                Some(Frame::data(bytes))
-            }
-            Self::Trailers => {
-                *self = Self::Empty;
-                Some(Frame::trailers(ok_trailers()))
-            }
-            Self::Stream(receiver) => {
-                let next = match receiver.poll_recv(context) {
-                    Poll::Pending => return Poll::Pending,
-                    Poll::Ready(next) => next,
-                };
-                Some(match next {
-                    Some(Ok(message)) => Frame::data(message),
-                    Some(Err(failure)) => {
-                        *self = Self::Empty;
-                        let mut trailers = HeaderMap::with_capacity(2);
-                        put_status(&failure, &mut trailers);
-                        Frame::trailers(trailers)
-                    }
-                    None => {
-                        *self = Self::Empty;
-                        Frame::trailers(ok_trailers())
-                    }
-                })
-            }
-            Self::Tonic(body) => return Pin::new(body).poll_frame(context),
-        };
-        Poll::Ready(frame.map(Ok))
-    }
-
-    fn is_end_stream(&self) -> bool {
-        match self {
-            Self::Empty => true,
-            Self::Tonic(body) => body.is_end_stream(),
-            Self::Content(_) | Self::Message(_) | Self::Trailers | Self::Stream(_) => false,
-        }
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        match self {
-            Self::Empty => SizeHint::with_exact(0),
-            Self::Content(bytes) => SizeHint::with_exact(bytes.len() as u64),
-            Self::Tonic(body) => body.size_hint(),
-            Self::Message(_) | Self::Trailers | Self::Stream(_) => SizeHint::default(),
-        }
-    }
-}
-
-/// The next piece of a message, and whether it was the last.
-fn next_bytes(payload: &mut Payload) -> (Bytes, bool) {
-    match payload {
-        Payload::Whole(bytes) => (std::mem::take(bytes), true),
-        Payload::Rows(rows) => next_rows(rows),
-    }
-}
-
+/// The next piece of a large read, and whether it was the last.
 fn next_rows(rows: &mut Rows) -> (Bytes, bool) {
-    let mut out = BytesMut::with_capacity(FRAME_BYTES);
+    let mut out = BytesMut::with_capacity(PIECE_BYTES);
     out.extend_from_slice(&std::mem::take(&mut rows.head));
-    while out.len() < FRAME_BYTES {
+    while out.len() < PIECE_BYTES {
         let Some(row) = rows.rows.next() else {
             out.extend_from_slice(&rows.tail);
             return (out.freeze(), true);
@@ -203,23 +184,10 @@ fn next_rows(rows: &mut Rows) -> (Bytes, bool) {
     (out.freeze(), false)
 }
 
-/// The trailers of a call that succeeded.
-pub(super) fn ok_trailers() -> HeaderMap {
-    let mut trailers = HeaderMap::with_capacity(1);
-    trailers.insert(GRPC_STATUS, HeaderValue::from_static("0"));
-    trailers
-}
-
-/// Writes the code and the text of `failure` as gRPC has them.
-pub(super) fn put_status(failure: &Failure, headers: &mut HeaderMap) {
-    headers.insert(GRPC_STATUS, code_value(failure.code));
-    if let Ok(text) = HeaderValue::from_str(&percent_encoded(&failure.text)) {
-        headers.insert(GRPC_MESSAGE, text);
-    }
-}
-
-const fn code_value(code: Code) -> HeaderValue {
-    HeaderValue::from_static(match code {
+/// The number of a code, in digits.
+#[must_use]
+pub const fn code_digits(code: Code) -> &'static str {
+    match code {
         Code::Ok => "0",
         Code::Cancelled => "1",
         Code::Unknown => "2",
@@ -237,11 +205,12 @@ const fn code_value(code: Code) -> HeaderValue {
         Code::Unavailable => "14",
         Code::DataLoss => "15",
         Code::Unauthenticated => "16",
-    })
+    }
 }
 
 /// gRPC's encoding of a text: printable ASCII as it is, the rest and `%` as `%XX`.
-fn percent_encoded(text: &str) -> std::borrow::Cow<'_, str> {
+#[must_use]
+pub fn percent_encoded(text: &str) -> std::borrow::Cow<'_, str> {
     let plain = |byte: &u8| matches!(byte, b' '..=b'~') && *byte != b'%';
     if text.as_bytes().iter().all(plain) {
         return text.into();
@@ -265,48 +234,46 @@ fn percent_encoded(text: &str) -> std::borrow::Cow<'_, str> {
 mod tests {
     use std::task::Waker;
 
-    use http_body::Body as _;
-
     use super::*;
 
-    fn frames(mut body: Body) -> Vec<Frame<Bytes>> {
+    fn pieces(mut body: Body) -> (Vec<Bytes>, Result<(), Failure>) {
         let mut context = Context::from_waker(Waker::noop());
-        let mut frames = Vec::new();
+        let mut data = Vec::new();
         loop {
-            match Pin::new(&mut body).poll_frame(&mut context) {
-                Poll::Ready(Some(frame)) => frames.push(frame.expect("these bodies do not fail")),
-                Poll::Ready(None) => return frames,
+            match body.poll_piece(&mut context) {
+                Poll::Ready(Piece::Data(bytes)) => data.push(bytes),
+                Poll::Ready(Piece::End(result)) => return (data, result),
                 Poll::Pending => panic!("the body waits"),
             }
         }
     }
 
     #[test]
-    fn large_read_leaves_in_bounded_frames_and_whole() {
+    fn large_read_leaves_in_bounded_pieces_and_whole() {
         let row = Bytes::from(vec![7; 1000]);
         let rows = Rows {
             head: Bytes::from_static(b"head"),
             rows: vec![row.clone(); 300].into_iter(),
             tail: Bytes::from_static(b"tail"),
         };
-        let frames = frames(Body::Message(Payload::Rows(rows)));
-        let data: Vec<Bytes> =
-            frames.into_iter().filter_map(|frame| frame.into_data().ok()).collect();
-        assert!(data.iter().all(|bytes| bytes.len() < FRAME_BYTES + 2000), "too large a frame");
+        let (data, result) = pieces(Body::Rows(rows));
+        assert_eq!(result, Ok(()));
+        assert!(data.iter().all(|bytes| bytes.len() < PIECE_BYTES + 2000), "too large a piece");
         assert_eq!(data.concat().len(), 4 + 300 * (3 + row.len()) + 4);
         assert!(data.concat().ends_with(b"tail"));
     }
 
     #[test]
-    fn stream_ends_with_the_status_it_was_given() {
-        let (outbox, body) = stream(Rpc::Observe);
-        outbox.sender.try_send(Ok(Bytes::from_static(b"m"))).expect("there is room");
-        outbox.sender.try_send(Err(Refusal::NoLeader.into())).expect("there is room");
-        let frames = frames(body);
-        assert_eq!(frames.len(), 2, "a message and trailers");
-        let trailers = frames[1].trailers_ref().expect("the last frame");
-        assert_eq!(trailers["grpc-status"], "14");
-        assert_eq!(trailers["grpc-message"], "etcdserver: no leader");
+    fn stream_ends_with_the_result_of_its_call_after_all_messages() {
+        let body = Body::stream(Rpc::Observe, async |outbox| {
+            for _ in 0..10 {
+                outbox.send(Reply::encoded(b"m")).await?;
+            }
+            Err(Refusal::NoLeader.into())
+        });
+        let (data, result) = pieces(body);
+        assert_eq!(data, [&b"\0\0\0\0\x01m"[..]; 10], "more than the queue holds");
+        assert_eq!(result, Err(Refusal::NoLeader.into()));
     }
 
     #[test]

@@ -7,13 +7,13 @@
 //!
 //! Source: etcd `server/etcdserver/api/v3rpc/interceptor.go`.
 
-use http::HeaderMap;
 use tokio::sync::watch;
 
 use super::{
-    caller::{self, Caller},
+    caller::Caller,
     edge::Edge,
     member::{Member, State},
+    metadata::Metadata,
     metrics::count_client_request,
     rpc::Kind,
     status::Refusal,
@@ -51,7 +51,7 @@ impl Default for LeaderLosses {
 pub fn admit<M: Member>(
     edge: &Edge<M>,
     kind: Kind,
-    headers: &HeaderMap,
+    metadata: &Metadata,
     learner: Learner,
 ) -> Result<Caller, Refusal> {
     let position = edge.member.position();
@@ -62,8 +62,8 @@ pub fn admit<M: Member>(
     if learner == Learner::Refused && state.is_learner(position.member) == Some(true) {
         return Err(Refusal::LearnerUnsupported);
     }
-    count_client_request(kind, caller::client_version(headers)?);
-    if position.leader == MemberId(0) && caller::requires_leader(headers) {
+    count_client_request(kind, metadata.client_version()?);
+    if position.leader == MemberId(0) && metadata.requires_leader() {
         return Err(Refusal::NoLeader);
     }
     Ok(Caller::default())

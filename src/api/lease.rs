@@ -6,9 +6,8 @@
 //!
 //! Source: etcd `server/etcdserver/api/v3rpc/lease.go` and `server/etcdserver/v3_server.go`.
 
-use std::{fmt::Display, sync::Arc};
+use std::sync::Arc;
 
-use bytes::Bytes;
 use proto::etcdserverpb::{
     LeaseGrantRequest, LeaseGrantResponse, LeaseKeepAliveRequest, LeaseKeepAliveResponse,
     LeaseLeasesRequest, LeaseLeasesResponse, LeaseRevokeRequest, LeaseRevokeResponse, LeaseStatus,
@@ -96,16 +95,11 @@ pub(super) async fn leases<M: Member>(
 }
 
 /// Renews leases for as long as the client asks: one answer per question, in order.
-pub(super) async fn keep_alive<M, B>(
+pub(super) async fn keep_alive<M: Member>(
     edge: Arc<Edge<M>>,
-    mut messages: Messages<B>,
+    mut messages: Messages,
     outbox: Outbox,
-) -> Result<(), Failure>
-where
-    M: Member,
-    B: http_body::Body<Data = Bytes> + Unpin,
-    B::Error: Display,
-{
+) -> Result<(), Failure> {
     let counters = metrics::of(Rpc::LeaseKeepAlive);
     while let Some(bytes) = messages.next().await? {
         counters.receive();

@@ -5,11 +5,11 @@
 //! passes through.
 //!
 //! ```text
-//!   serve --> dispatch --> wire (framing) --> gate (may it run?) --> service --+--> State (reads)
-//!                ^                                                             |
-//!                |                                                             +--> Member::propose
-//!                +--- body (frames) <--- answer (bytes) <--- header <----------+
-//!                                  \---- status (code and text) <--- CallError
+//!   serve --> wire (framing) --> dispatch --> gate (may it run?) --> service --+--> State (reads)
+//!     ^      metadata                                                          |
+//!     |                                                                        +--> Member::propose
+//!     +--- body (pieces) <--- answer (bytes) <--- header <---------------------+
+//!                       \---- status (code and text) <--- CallError
 //! ```
 //!
 //! Invariants
@@ -18,7 +18,7 @@
 //! - A3 Every text that a client sees for a failure stands in `status`, or is grpc-go's own and
 //!   stands in `wire` or `rpc`.
 //! - A4 What a client can make us keep is bounded: a message by the request limit, a stream by its
-//!   queue, an answer by one frame at a time.
+//!   queue, an answer by one piece at a time.
 //!
 //! Deliberately absent: the JSON gateway, authentication, elections and locks; gRPC compression.
 
@@ -40,6 +40,7 @@ mod kv;
 mod lease;
 mod maintenance;
 pub mod member;
+pub mod metadata;
 pub mod metrics;
 mod range_stream;
 pub mod rpc;
@@ -49,6 +50,6 @@ pub mod validate;
 mod watch;
 pub mod wire;
 
-pub use dispatch::call;
+pub use dispatch::{streaming, unary};
 pub use edge::{Edge, Settings};
 pub use maintenance::ETCD_VERSION;

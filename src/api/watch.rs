@@ -6,9 +6,9 @@
 //! as one piece, copied once from bytes that the hub encoded for all streams. Made by `dispatch`.
 //!
 //! ```text
-//!   hyper --poll--> Conversation --+--> client's messages --> Request --> WatchStream.send
-//!                                  +--> WatchStream.poll_frame --> data frame
-//!                                  +--> leader lost, deadline --> trailers
+//!   serve --poll--> Conversation --+--> client's messages --> Request --> WatchStream.send
+//!                                  +--> WatchStream.poll_frame --> piece
+//!                                  +--> leader lost, deadline --> end
 //! ```
 //!
 //! The end of the client's messages is not the end of the conversation: it goes on until the
@@ -17,7 +17,7 @@
 //! Source: etcd `server/etcdserver/api/v3rpc/watch.go`.
 
 use std::{
-    fmt::Display,
+    fmt,
     future::Future,
     pin::Pin,
     sync::{Arc, LazyLock},
@@ -26,25 +26,22 @@ use std::{
 };
 
 use bytes::{BufMut, Bytes, BytesMut};
-use futures::{StreamExt, future, stream};
-use http::HeaderMap;
-use http_body::Frame;
+use futures::future;
 use proto::etcdserverpb::{WatchCreateRequest, WatchRequest, watch_request::RequestUnion};
-use tonic::Code;
-use tracing::{debug, info, warn};
+use tracing::{info, warn};
 
 use super::{
     answer::PREFIX_BYTES,
-    body::{Body, ok_trailers, put_status},
-    caller,
+    body::{Body, Piece},
     codec::count_sent,
     dispatch::Call,
     edge::Edge,
     member::Member,
+    metadata::Metadata,
     metrics,
     rpc::Rpc,
     status::{CallError, Failure, Refusal, status},
-    wire::{Messages, decode, timeout},
+    wire::{Messages, decode},
 };
 use crate::{
     base::{
@@ -67,26 +64,17 @@ const PIECE_BYTES: usize = 32 << 10;
 /// Requests that are carried over in one go, before responses have their turn.
 const REQUESTS_PER_TURN: usize = 64;
 
-type ClientMessages = Pin<Box<dyn futures::Stream<Item = Result<Bytes, Failure>> + Send>>;
-
 type Interruption = Pin<Box<dyn Future<Output = Refusal> + Send>>;
 
 /// The body of a `Watch` answer.
-struct Conversation {
+pub struct Conversation {
     stream: WatchStream,
     /// None once the client has said that it will not ask any more.
-    messages: Option<ClientMessages>,
+    messages: Option<Messages>,
     /// What ends the stream from our side; none if nothing can.
     interruption: Option<Interruption>,
-    state: State,
     call: Call,
     clock: Clock,
-}
-
-enum State {
-    Open,
-    Failed(Failure),
-    Over,
 }
 
 static EVENTS_SECONDS: LazyLock<Histogram> = LazyLock::new(|| {
@@ -120,47 +108,27 @@ pub(super) fn register_metrics() {
 }
 
 /// Begins a conversation.
-pub(super) fn begin<M, B>(
+pub(super) fn begin<M: Member>(
     edge: &Arc<Edge<M>>,
-    headers: &HeaderMap,
-    messages: Messages<B>,
+    metadata: &Metadata,
+    messages: Messages,
     call: Call,
-) -> Body
-where
-    M: Member,
-    B: http_body::Body<Data = Bytes> + Send + Unpin + 'static,
-    B::Error: Display,
-{
+) -> Body {
     let mut stream = edge.member.watch().open();
     stream.use_courier(Courier::of_this_thread());
-    let conversation = Conversation {
+    Body::Watch(Box::new(Conversation {
         stream,
-        messages: Some(client_messages(messages)),
-        interruption: interruption(edge, headers),
-        state: State::Open,
+        messages: Some(messages),
+        interruption: interruption(edge, metadata),
         call,
         clock: edge.clock.clone(),
-    };
-    Body::Tonic(tonic::body::Body::new(conversation))
-}
-
-/// The client's messages until it stops asking or one of them is broken.
-fn client_messages<B>(messages: Messages<B>) -> ClientMessages
-where
-    B: http_body::Body<Data = Bytes> + Send + Unpin + 'static,
-    B::Error: Display,
-{
-    stream::unfold(messages, async |mut messages| {
-        let next = messages.next().await.transpose()?;
-        Some((next, messages))
-    })
-    .boxed()
+    }))
 }
 
 /// Becomes ready when the stream has to end although the client wants more.
-fn interruption<M: Member>(edge: &Arc<Edge<M>>, headers: &HeaderMap) -> Option<Interruption> {
-    let requires_leader = caller::requires_leader(headers);
-    let limit = timeout(headers);
+fn interruption<M: Member>(edge: &Arc<Edge<M>>, metadata: &Metadata) -> Option<Interruption> {
+    let requires_leader = metadata.requires_leader();
+    let limit = metadata.timeout;
     if !requires_leader && limit.is_none() {
         return None;
     }
@@ -187,12 +155,12 @@ impl Conversation {
             if self.stream.poll_ready(context).is_pending() {
                 return Ok(());
             }
-            match messages.as_mut().poll_next(context) {
-                Poll::Pending => return Ok(()),
-                Poll::Ready(None) => self.messages = None,
-                Poll::Ready(Some(message)) => {
+            let Poll::Ready(next) = messages.poll_next(context) else { return Ok(()) };
+            match next? {
+                None => self.messages = None,
+                Some(message) => {
                     metrics::of(Rpc::Watch).receive();
-                    if let Some(request) = read(decode(message?)?) {
+                    if let Some(request) = read(decode(message)?) {
                         self.stream.send(request);
                     }
                 }
@@ -203,7 +171,7 @@ impl Conversation {
     }
 
     /// Copies responses that are ready into one piece.
-    fn poll_piece(&mut self, context: &Context<'_>) -> Poll<Result<Bytes, End>> {
+    fn poll_responses(&mut self, context: &Context<'_>) -> Poll<Result<Bytes, End>> {
         let first = match self.stream.poll_frame(context) {
             Poll::Pending => return Poll::Pending,
             Poll::Ready(Err(end)) => return Poll::Ready(Err(end)),
@@ -211,7 +179,7 @@ impl Conversation {
         };
         let started = self.clock.now();
         let more = if self.stream.taken_len() == 0 { 0 } else { PIECE_BYTES };
-        let mut piece = Piece::with_capacity(PREFIX_BYTES + first.encoded_len() + more);
+        let mut piece = Responses::with_capacity(PREFIX_BYTES + first.encoded_len() + more);
         piece.put(&first);
         while piece.bytes.len() < PIECE_BYTES
             && let Poll::Ready(Ok(frame)) = self.stream.poll_frame(context)
@@ -231,47 +199,37 @@ impl Conversation {
         if let Err(failure) = self.poll_requests(context) {
             return Poll::Ready(Err(broken_off(failure)));
         }
-        self.poll_piece(context).map(|piece| piece.map_err(ended))
+        self.poll_responses(context).map(|piece| piece.map_err(ended))
     }
 }
 
-impl http_body::Body for Conversation {
-    type Data = Bytes;
-    type Error = tonic::Status;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, tonic::Status>>> {
-        if let State::Open = self.state {
-            match self.poll(context) {
-                Poll::Pending => return Poll::Pending,
-                Poll::Ready(Ok(piece)) => return Poll::Ready(Some(Ok(Frame::data(piece)))),
-                Poll::Ready(Err(failure)) => self.state = State::Failed(failure),
+impl Conversation {
+    /// The next piece of the answer. Not to be called after the end.
+    pub(super) fn poll_piece(&mut self, context: &mut Context<'_>) -> Poll<Piece> {
+        self.poll(context).map(|piece| match piece {
+            Ok(piece) => Piece::Data(piece),
+            Err(failure) => {
+                self.call.finish(failure.code);
+                Piece::End(Err(failure))
             }
-        }
-        let State::Failed(failure) = std::mem::replace(&mut self.state, State::Over) else {
-            return Poll::Ready(None);
-        };
-        self.call.finish(failure.code);
-        let mut trailers = ok_trailers();
-        put_status(&failure, &mut trailers);
-        Poll::Ready(Some(Ok(Frame::trailers(trailers))))
+        })
     }
+}
 
-    fn is_end_stream(&self) -> bool {
-        matches!(self.state, State::Over)
+impl fmt::Debug for Conversation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Conversation").field("stream", &self.stream).finish_non_exhaustive()
     }
 }
 
 /// gRPC messages on their way out.
-struct Piece {
+struct Responses {
     bytes: BytesMut,
     messages: u64,
     events: usize,
 }
 
-impl Piece {
+impl Responses {
     fn with_capacity(bytes: usize) -> Self {
         Self { bytes: BytesMut::with_capacity(bytes), messages: 0, events: 0 }
     }
@@ -329,10 +287,6 @@ fn may_watch(create: &WatchCreateRequest) -> Result<(), String> {
 
 /// What becomes of a stream whose requests cannot be read.
 fn broken_off(failure: Failure) -> Failure {
-    if failure.code == Code::Cancelled {
-        debug!(error = %failure.text, "failed to receive watch request from gRPC stream");
-        return Refusal::WatchCanceled.into();
-    }
     warn!(error = %failure.text, "failed to receive watch request from gRPC stream");
     metrics::count_stream_failure("receive", "watch");
     failure

@@ -2,80 +2,165 @@
 //!
 //! Decides what a request's bytes have to look like: a flag, a length, a message. A message that
 //! arrives within one HTTP/2 frame is a slice of it and is never copied; prost then shares its
-//! keys and values out of the same buffer. Called by `dispatch` for unary requests and by the
-//! stream handlers for each message of theirs.
+//! keys and values out of the same buffer. `serve` cuts unary requests itself; a stream of requests
+//! is shared between the connection, which puts in what comes, and the call, which takes messages
+//! out; what was taken is what the client may send again.
 //!
 //! Deliberately absent: compression. A compressed message is refused with grpc-go's text.
 //!
 //! Source: grpc-go `rpc_util.go`.
 
-use std::{fmt::Display, time::Duration};
+use std::{
+    collections::VecDeque,
+    future::poll_fn,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    task::{Context, Poll, Waker},
+};
 
 use bytes::{Buf, Bytes, BytesMut};
-use http::{HeaderMap, HeaderValue};
-use http_body_util::BodyExt;
 use prost::Message;
 use tonic::Code;
 
-use super::{answer::PREFIX_BYTES, codec::count_received, status::Failure};
+use super::{answer::PREFIX_BYTES, codec::count_received, metadata::Metadata, status::Failure};
 
-/// The messages of one request, in order.
+/// Cuts the content of one request into messages.
 #[derive(Debug)]
-pub struct Messages<B> {
-    body: B,
-    /// What the last HTTP/2 frame held beyond the last message.
-    rest: Bytes,
+pub struct Deframer {
+    /// What has come and was not cut yet, in order.
+    first: Bytes,
+    more: VecDeque<Bytes>,
+    prefix: [u8; PREFIX_BYTES],
+    prefix_len: usize,
+    /// A message that came in several pieces, and how long it will be.
+    partial: Option<(usize, BytesMut)>,
+    ended: bool,
+    /// How much was cut since somebody last asked.
+    taken_bytes: usize,
     message_bytes_max: usize,
-    encoding: Option<HeaderValue>,
+    encoding: Option<Bytes>,
 }
 
-impl<B> Messages<B>
-where
-    B: http_body::Body<Data = Bytes> + Unpin,
-    B::Error: Display,
-{
-    /// The messages in `body`, of at most `message_bytes_max` each.
-    pub fn new(headers: &HeaderMap, body: B, message_bytes_max: usize) -> Self {
-        let encoding = headers.get("grpc-encoding").cloned();
-        Self { body, rest: Bytes::new(), message_bytes_max, encoding }
+impl Deframer {
+    /// The messages of a call, of at most `message_bytes_max` each.
+    #[must_use]
+    pub fn new(metadata: &Metadata, message_bytes_max: usize) -> Self {
+        Self {
+            first: Bytes::new(),
+            more: VecDeque::new(),
+            prefix: [0; PREFIX_BYTES],
+            prefix_len: 0,
+            partial: None,
+            ended: false,
+            taken_bytes: 0,
+            message_bytes_max,
+            encoding: metadata.encoding.clone(),
+        }
     }
 
-    /// The only message of a unary request.
-    ///
-    /// # Errors
-    /// Those of [`Messages::next`], and a missing message.
-    pub async fn only(&mut self) -> Result<Bytes, Failure> {
-        self.next().await?.ok_or_else(|| Failure::new(Code::Unknown, "EOF"))
+    /// Content has come.
+    pub fn push(&mut self, data: Bytes) {
+        if self.first.is_empty() && self.more.is_empty() {
+            self.first = data;
+        } else if !data.is_empty() {
+            self.more.push_back(data);
+        }
     }
 
-    /// The next message; `None` after the last.
+    /// No more content comes.
+    pub const fn end(&mut self) {
+        self.ended = true;
+    }
+
+    /// How many bytes were cut since the last time.
+    pub const fn take_taken(&mut self) -> usize {
+        std::mem::replace(&mut self.taken_bytes, 0)
+    }
+
+    /// The next message, if all of it has come; `None` after the last.
     ///
     /// # Errors
-    /// If the framing is wrong, the message too large or compressed, or the client has gone.
-    pub async fn next(&mut self) -> Result<Option<Bytes>, Failure> {
-        let Some(mut prefix) = self.take(PREFIX_BYTES).await? else { return Ok(None) };
-        let flag = prefix.get_u8();
-        let length = prefix.get_u32();
-        self.check_flag(flag)?;
-        let length = usize::try_from(length).unwrap_or(usize::MAX);
-        if self.message_bytes_max < length {
+    /// If the framing is wrong, or the message too large or compressed.
+    pub fn next(&mut self) -> Poll<Result<Option<Bytes>, Failure>> {
+        if self.partial.is_none() {
+            while self.prefix_len < PREFIX_BYTES {
+                let piece = self.cut(PREFIX_BYTES - self.prefix_len);
+                if piece.is_empty() {
+                    return self.starved(self.prefix_len == 0);
+                }
+                self.prefix[self.prefix_len..][..piece.len()].copy_from_slice(&piece);
+                self.prefix_len += piece.len();
+            }
+            let length = self.check_prefix()?;
+            self.refill();
+            if length <= self.first.len() || length == 0 {
+                self.prefix_len = 0;
+                let message = self.cut(length);
+                count_received(length);
+                return Poll::Ready(Ok(Some(message)));
+            }
+            self.partial = Some((length, BytesMut::new()));
+        }
+        self.gather()
+    }
+
+    /// Copies what came of a message in pieces.
+    fn gather(&mut self) -> Poll<Result<Option<Bytes>, Failure>> {
+        let (length, mut message) = self.partial.take().expect("a message has begun");
+        while message.len() < length {
+            let piece = self.cut(length - message.len());
+            if piece.is_empty() {
+                self.partial = Some((length, message));
+                return self.starved(false);
+            }
+            message.extend_from_slice(&piece);
+        }
+        self.prefix_len = 0;
+        count_received(length);
+        Poll::Ready(Ok(Some(message.freeze())))
+    }
+
+    /// Up to `length` of the bytes that came; none if there are none.
+    fn cut(&mut self, length: usize) -> Bytes {
+        self.refill();
+        let piece = self.first.split_to(length.min(self.first.len()));
+        self.taken_bytes += piece.len();
+        piece
+    }
+
+    fn refill(&mut self) {
+        if self.first.is_empty()
+            && let Some(next) = self.more.pop_front()
+        {
+            self.first = next;
+        }
+    }
+
+    fn starved(&self, between_messages: bool) -> Poll<Result<Option<Bytes>, Failure>> {
+        match (self.ended, between_messages) {
+            (false, _) => Poll::Pending,
+            (true, true) => Poll::Ready(Ok(None)),
+            (true, false) => Poll::Ready(Err(Failure::new(Code::Unknown, "unexpected EOF"))),
+        }
+    }
+
+    fn check_prefix(&self) -> Result<usize, Failure> {
+        let mut prefix = &self.prefix[..];
+        self.check_flag(prefix.get_u8())?;
+        let length = usize::try_from(prefix.get_u32()).unwrap_or(usize::MAX);
+        let bytes_max = self.message_bytes_max;
+        if bytes_max < length {
             return Err(Failure::new(
                 Code::ResourceExhausted,
-                format!(
-                    "grpc: received message larger than max ({length} vs. {})",
-                    self.message_bytes_max
-                ),
+                format!("grpc: received message larger than max ({length} vs. {bytes_max})"),
             ));
         }
-        let message = self.take(length).await?.ok_or_else(cut_short)?;
-        count_received(message.len());
-        Ok(Some(message))
+        Ok(length)
     }
 
     fn check_flag(&self, flag: u8) -> Result<(), Failure> {
         match flag {
             0 => Ok(()),
-            1 => Err(match self.encoding.as_ref().map(HeaderValue::as_bytes) {
+            1 => Err(match self.encoding.as_deref() {
                 None | Some(b"" | b"identity") => Failure::new(
                     Code::Internal,
                     "grpc: compressed flag set with identity or empty encoding",
@@ -94,52 +179,98 @@ where
             )),
         }
     }
+}
 
-    /// The next `length` bytes; `None` if the body ends before the first of them.
-    async fn take(&mut self, length: usize) -> Result<Option<Bytes>, Failure> {
-        if length == 0 {
-            return Ok(Some(Bytes::new()));
-        }
-        while self.rest.is_empty() {
-            match self.frame().await? {
-                Some(data) => self.rest = data,
-                None => return Ok(None),
-            }
-        }
-        if length <= self.rest.len() {
-            return Ok(Some(self.rest.split_to(length)));
-        }
-        // Spread over several HTTP/2 frames: only now it is copied.
-        let mut out = BytesMut::with_capacity(length);
-        out.extend_from_slice(&self.rest);
-        while out.len() < length {
-            let mut data = self.frame().await?.ok_or_else(cut_short)?;
-            let missing = length - out.len();
-            out.extend_from_slice(&data.split_to(missing.min(data.len())));
-            self.rest = data;
-        }
-        Ok(Some(out.freeze()))
+/// What a call with one question learns that gets none.
+#[must_use]
+pub fn no_message() -> Failure {
+    Failure::new(Code::Unknown, "EOF")
+}
+
+/// The messages of a stream of requests, for the call.
+#[derive(Debug)]
+pub struct Messages(Arc<Mutex<Queue>>);
+
+/// The other end, for the connection.
+#[derive(Debug)]
+pub struct Inlet(Arc<Mutex<Queue>>);
+
+#[derive(Debug)]
+struct Queue {
+    deframer: Deframer,
+    waker: Option<Waker>,
+}
+
+/// Both ends of a stream of requests.
+#[must_use]
+pub fn messages(metadata: &Metadata, message_bytes_max: usize) -> (Inlet, Messages) {
+    let deframer = Deframer::new(metadata, message_bytes_max);
+    let queue = Arc::new(Mutex::new(Queue { deframer, waker: None }));
+    (Inlet(Arc::clone(&queue)), Messages(queue))
+}
+
+fn lock(queue: &Mutex<Queue>) -> MutexGuard<'_, Queue> {
+    // Nothing panics half-way through a change, so a poisoned queue is still whole.
+    queue.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Inlet {
+    /// Content has come.
+    pub fn push(&self, data: Bytes) {
+        self.change(|deframer| deframer.push(data));
     }
 
-    /// The next data frame; `None` at the end.
-    async fn frame(&mut self) -> Result<Option<Bytes>, Failure> {
-        loop {
-            match self.body.frame().await {
-                None => return Ok(None),
-                Some(Ok(frame)) => {
-                    if let Ok(data) = frame.into_data() {
-                        return Ok(Some(data));
-                    }
-                }
-                // The client reset the stream or its connection is lost; nobody reads this.
-                Some(Err(_)) => return Err(super::status::Refusal::ContextCanceled.into()),
-            }
+    /// No more content comes.
+    pub fn end(&self) {
+        self.change(Deframer::end);
+    }
+
+    fn change(&self, change: impl FnOnce(&mut Deframer)) {
+        let mut queue = lock(&self.0);
+        change(&mut queue.deframer);
+        let waker = queue.waker.take();
+        drop(queue);
+        if let Some(waker) = waker {
+            waker.wake();
         }
+    }
+
+    /// How many bytes the call has taken since the last time.
+    #[must_use]
+    pub fn take_taken(&self) -> usize {
+        lock(&self.0).deframer.take_taken()
     }
 }
 
-fn cut_short() -> Failure {
-    Failure::new(Code::Unknown, "unexpected EOF")
+impl Messages {
+    /// The next message; `None` after the last.
+    ///
+    /// # Errors
+    /// Those of [`Deframer::next`].
+    pub fn poll_next(&mut self, context: &Context<'_>) -> Poll<Result<Option<Bytes>, Failure>> {
+        let mut queue = lock(&self.0);
+        let next = queue.deframer.next();
+        if next.is_pending() {
+            queue.waker = Some(context.waker().clone());
+        }
+        next
+    }
+
+    /// As [`Messages::poll_next`], to be awaited.
+    ///
+    /// # Errors
+    /// Those of [`Deframer::next`].
+    pub async fn next(&mut self) -> Result<Option<Bytes>, Failure> {
+        poll_fn(|context| self.poll_next(context)).await
+    }
+
+    /// The only message of a call with one question.
+    ///
+    /// # Errors
+    /// Those of [`Deframer::next`], and a missing message.
+    pub async fn only(&mut self) -> Result<Bytes, Failure> {
+        self.next().await?.ok_or_else(no_message)
+    }
 }
 
 /// Decodes a message, sharing its bytes.
@@ -152,38 +283,22 @@ pub fn decode<M: Message + Default>(bytes: Bytes) -> Result<M, Failure> {
     })
 }
 
-/// How long the caller wants to wait, from the metadata `grpc-timeout`; `None` for ever.
-#[must_use]
-pub fn timeout(headers: &HeaderMap) -> Option<Duration> {
-    let text = headers.get("grpc-timeout")?.to_str().ok()?;
-    let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
-    let count: u64 = digits.parse().ok()?;
-    Some(match unit {
-        "H" => Duration::from_secs(count.saturating_mul(3600)),
-        "M" => Duration::from_secs(count.saturating_mul(60)),
-        "S" => Duration::from_secs(count),
-        "m" => Duration::from_millis(count),
-        "u" => Duration::from_micros(count),
-        "n" => Duration::from_nanos(count),
-        _ => return None,
-    })
-}
-
 #[cfg(test)]
 mod tests {
-    use futures::{FutureExt, executor::block_on};
-    use http_body_util::{Full, StreamBody};
+    use futures::FutureExt;
     use proptest::prelude::{any, prop, prop_assert_eq, proptest};
 
     use super::*;
 
     fn only(bytes: &'static [u8]) -> Result<Bytes, Failure> {
-        only_with(&HeaderMap::new(), bytes)
+        only_with(&Metadata::default(), bytes)
     }
 
-    fn only_with(headers: &HeaderMap, bytes: &'static [u8]) -> Result<Bytes, Failure> {
-        let body = Full::new(Bytes::from_static(bytes));
-        Messages::new(headers, body, 8).only().now_or_never().expect("nothing to wait for")
+    fn only_with(metadata: &Metadata, bytes: &'static [u8]) -> Result<Bytes, Failure> {
+        let (inlet, mut messages) = messages(metadata, 8);
+        inlet.push(Bytes::from_static(bytes));
+        inlet.end();
+        messages.only().now_or_never().expect("nothing to wait for")
     }
 
     #[track_caller]
@@ -215,27 +330,12 @@ mod tests {
             Code::Internal,
             "grpc: received unexpected payload format 2",
         );
-        let mut headers = HeaderMap::new();
-        headers.insert("grpc-encoding", HeaderValue::from_static("snappy"));
+        let snappy = Metadata::default().with("grpc-encoding", b"snappy");
         refused(
-            only_with(&headers, b"\x01\0\0\0\x01a"),
+            only_with(&snappy, b"\x01\0\0\0\x01a"),
             Code::Unimplemented,
             "grpc: Decompressor is not installed for grpc-encoding \"snappy\"",
         );
-    }
-
-    #[test]
-    fn timeouts_are_read_in_every_unit() {
-        let read = |text| {
-            let mut headers = HeaderMap::new();
-            headers.insert("grpc-timeout", HeaderValue::from_static(text));
-            timeout(&headers)
-        };
-        assert_eq!(read("2H"), Some(Duration::from_secs(7200)));
-        assert_eq!(read("5000000u"), Some(Duration::from_secs(5)));
-        assert_eq!(read("S"), None);
-        assert_eq!(read("5x"), None);
-        assert_eq!(timeout(&HeaderMap::new()), None);
     }
 
     proptest! {
@@ -250,22 +350,22 @@ mod tests {
                 stream.extend_from_slice(&u32::try_from(message.len())?.to_be_bytes());
                 stream.extend_from_slice(message);
             }
-            let mut frames = Vec::new();
+            let mut deframer = Deframer::new(&Metadata::default(), 64);
+            let (total, mut read) = (stream.len(), Vec::new());
             let mut rest = Bytes::from(stream);
             for cut in cuts.iter().cycle() {
                 if rest.is_empty() {
                     break;
                 }
-                let data = rest.split_to((*cut).min(rest.len()));
-                frames.push(Ok::<_, std::convert::Infallible>(http_body::Frame::data(data)));
+                deframer.push(rest.split_to((*cut).min(rest.len())));
+                while let Poll::Ready(next) = deframer.next() {
+                    read.push(next.expect("well formed").expect("not ended"));
+                }
             }
-            let body = StreamBody::new(futures::stream::iter(frames));
-            let mut read = Messages::new(&HeaderMap::new(), body, 64);
-            for message in messages {
-                let next = block_on(read.next()).expect("well formed");
-                prop_assert_eq!(next, Some(Bytes::from(message)));
-            }
-            prop_assert_eq!(block_on(read.next()), Ok(None));
+            prop_assert_eq!(deframer.take_taken(), total, "bytes that were cut");
+            deframer.end();
+            prop_assert_eq!(deframer.next(), Poll::Ready(Ok(None)));
+            prop_assert_eq!(read, messages);
         }
     }
 }

@@ -167,6 +167,7 @@ fn bind(config: &Config) -> Result<Listeners, StartError> {
 fn serve_options(config: &Config) -> serve::Options {
     serve::Options {
         concurrent_streams_max: config.max_concurrent_streams,
+        ping_interval_min: config.grpc_keepalive_min_time,
         keepalive_interval: config.grpc_keepalive_interval,
         keepalive_timeout: config.grpc_keepalive_timeout,
         reuse_port: config.socket_reuse_port,

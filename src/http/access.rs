@@ -11,8 +11,7 @@ use std::collections::BTreeSet;
 use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode, header};
 use tracing::warn;
 
-use super::error;
-use crate::api::body::Body;
+use super::{body::Body, error};
 
 /// The two lists.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

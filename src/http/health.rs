@@ -13,11 +13,10 @@ use proto::etcdserverpb::{AlarmType, RangeRequest};
 use serde_json::json;
 use tracing::{debug, error as log_error, warn};
 
-use super::{NO_SNIFF, TEXT, content, error};
+use super::{NO_SNIFF, TEXT, body::Body, content, error};
 use crate::{
     api::{
         Edge,
-        body::Body,
         member::{self, Member, State},
         status::CallError,
     },

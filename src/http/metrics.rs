@@ -16,9 +16,9 @@ use std::{
 use http::{HeaderValue, Response, StatusCode};
 use prometheus::TextEncoder;
 
-use super::{content, error, health, historical};
+use super::{body::Body, content, error, health, historical};
 use crate::{
-    api::{ETCD_VERSION, body::Body},
+    api::ETCD_VERSION,
     base::metrics::{IntGauge, gauge, gauges},
     model::MemberId,
 };

@@ -19,6 +19,7 @@
 //! Source: etcd `server/etcdserver/api/etcdhttp` and `server/embed/serve.go`.
 
 mod access;
+mod body;
 mod health;
 mod historical;
 mod metrics;
@@ -34,11 +35,11 @@ use serde_json::json;
 
 use crate::api::{
     ETCD_VERSION, Edge,
-    body::Body,
     member::{Member, State},
 };
 
 pub use access::Access;
+pub use body::Body;
 pub use metrics::register_metrics;
 
 /// Which paths a port has.

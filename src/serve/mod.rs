@@ -6,8 +6,8 @@
 //!
 //! ```text
 //!   accept (one thread) --least loaded--> api-0  \
-//!          |                              api-1   > one runtime each: connection --+--> api::call
-//!          |                              api-N  /                                 +--> Http::call
+//!          |                              api-1   > one runtime each: connection --+--> driver --> api
+//!          |                              api-N  /                                 +--> hyper --> http
 //!          +-- metrics port: served right there, so it answers while the others are busy
 //! ```
 //!
@@ -16,14 +16,18 @@
 //! - V2 A listener serves at most `connections_max` connections at once; more wait in the kernel.
 //! - V3 After [`Serving::stop`] no task of a connection is left.
 //!
-//! Deliberately absent: TLS, and the enforcement of a minimum time between a client's pings, which
-//! hyper has no hook for.
+//! Deliberately absent: TLS.
 //!
 //! Source: etcd `server/embed/etcd.go` and `server/embed/serve.go`.
 
+mod calls;
 mod connection;
+mod driver;
+mod http2;
 mod listener;
 mod options;
+mod requests;
+mod sniff;
 #[cfg(test)]
 mod tests;
 #[cfg(test)]

@@ -103,6 +103,8 @@ pub struct Options {
     pub workers: usize,
     /// Streams that a client may have open on one connection.
     pub concurrent_streams_max: u32,
+    /// A client that pings more often than this is sent away.
+    pub ping_interval_min: Duration,
     /// An idle connection is pinged after this time; zero never.
     pub keepalive_interval: Duration,
     /// A ping is answered within this time, or the connection ends; zero sends no pings.
@@ -121,6 +123,7 @@ impl Default for Options {
         Self {
             workers: std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
             concurrent_streams_max: u32::MAX,
+            ping_interval_min: Duration::from_secs(5),
             keepalive_interval: Duration::from_hours(2),
             keepalive_timeout: Duration::from_secs(20),
             show_authority: false,

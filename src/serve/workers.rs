@@ -74,6 +74,16 @@ pub(super) struct Load {
 pub(super) struct Counted<'a>(&'a AtomicUsize);
 
 impl Load {
+    /// A request has come.
+    pub(super) fn add_request(&self) {
+        self.requests.fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// A request's answer has begun, or its client has gone.
+    pub(super) fn remove_request(&self) {
+        self.requests.fetch_sub(1, Ordering::AcqRel);
+    }
+
     /// Counts a request until the result is dropped.
     pub(super) fn request(&self) -> Counted<'_> {
         self.requests.fetch_add(1, Ordering::AcqRel);

@@ -1,0 +1,530 @@
+//! One HTTP/2 connection at work.
+//!
+//! Decides the order of a turn: read what has come, handle every whole frame of it, poll the calls
+//! that were woken, and write everything that came of it with one system call. Calls run here, in
+//! the connection's own task. Time, wake-ups and the socket meet the protocol in this file only.
+//! Started by `connection`.
+//!
+//! ```text
+//!   socket --read--> input --Event--> start, feed or drop a call --+
+//!      ^                                                           +--> poll --> answer
+//!      |                               calls that were woken ------+               |
+//!      +---------------------write--------- output <-------------------------------+
+//! ```
+//!
+//! Invariants
+//! - D1 Nothing is read while more waits to be written than a socket takes at once.
+//! - D2 After a turn, each call that can go on is in the list of those woken, or its stream waits
+//!   for room.
+
+use std::{
+    future::{Future, pending, poll_fn},
+    io,
+    net::SocketAddr,
+    pin::{Pin, pin},
+    sync::Arc,
+    task::{Context, Poll, Waker},
+    time::Duration,
+};
+
+use ::http::Response;
+use bytes::{Bytes, BytesMut};
+use tokio::{
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
+    sync::watch,
+    time::{Instant, Sleep, sleep},
+};
+use tracing::debug;
+
+use super::{
+    calls::{Calls, Gathering, Outcome, Place, PlaceWaker, Run, Woken, Work},
+    connection::{Client, Service, show_authority, stopped},
+    http2::{Code, Connection, End, Event, Key, OUTPUT_BYTES_MAX, Settings},
+    options::Traffic,
+    requests::{Asked, Reader},
+};
+use crate::{
+    api::{
+        self,
+        answer::Payload,
+        body::{Body, Piece, code_digits, percent_encoded},
+        member::Member,
+        metadata::Metadata,
+        rpc::{Kind, Rpc},
+        status::Failure,
+        wire::{Deframer, Inlet, messages, no_message},
+    },
+    base::clock::Clock,
+    http,
+};
+
+/// What a client may send on one stream before we have taken it: the usual request fits.
+const STREAM_WINDOW_BYTES: u32 = 1 << 20;
+
+/// What a client may send on all streams of a connection together.
+const CONNECTION_WINDOW_BYTES: u32 = 8 << 20;
+
+/// Fields of one request.
+const FIELDS_BYTES_MAX: u32 = 64 << 10;
+
+/// Room for one read. Messages are slices of it, so it is also what a small one may keep alive.
+const READ_BYTES: usize = 32 << 10;
+
+/// With less room than this, a new buffer is cheaper than another read.
+const READ_BYTES_MIN: usize = 4 << 10;
+
+/// Turns before other connections of the thread have theirs.
+const TURNS_MAX: usize = 8;
+
+/// An output that has grown beyond this is not kept.
+const OUTPUT_BYTES_KEPT: usize = 1 << 20;
+
+/// How long a client that was told the reason has to read it.
+const GOODBYE: Duration = Duration::from_secs(1);
+
+/// What is sent to see whether a client lives.
+const LIFE_PING: [u8; 8] = *b"alive? \n";
+
+/// How a connection ended.
+#[derive(Debug)]
+enum Over {
+    /// Either side was done.
+    Done,
+    /// The client broke the protocol, or a limit.
+    Broken(&'static str),
+    /// It gave no sign of life.
+    Dead,
+    /// The system said so.
+    Failed(io::Error),
+}
+
+/// A connection.
+struct Driver<IO, M> {
+    io: IO,
+    input: BytesMut,
+    /// How much of the output has been written.
+    written: usize,
+    core: Connection,
+    calls: Calls,
+    woken: Arc<Woken>,
+    /// Taken from `woken`, on their way to be polled.
+    taken: Vec<Arc<PlaceWaker>>,
+    reader: Reader,
+    service: Arc<Service<M>>,
+    remote: Option<SocketAddr>,
+    traffic: Traffic,
+    stop: Pin<Box<dyn Future<Output = ()> + Send>>,
+    life: Option<Life>,
+    clock: Clock,
+}
+
+/// The watch over a silent client.
+struct Life {
+    timer: Pin<Box<Sleep>>,
+    interval: Duration,
+    timeout: Duration,
+    heard_at: Duration,
+    /// When it was asked for a sign of life.
+    asked_at: Option<Duration>,
+}
+
+/// Serves a connection whose first bytes are in `input`, until it ends or, after the stop, until
+/// its last call is answered.
+pub(super) async fn drive<IO, M>(
+    service: Arc<Service<M>>,
+    io: IO,
+    input: BytesMut,
+    client: Client,
+    stop: watch::Receiver<bool>,
+) where
+    IO: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    M: Member,
+{
+    let remote = client.remote;
+    let mut driver = Driver::new(service, io, input, client, stop);
+    // Turns are limited here; tokio's own limit would keep calls from being polled.
+    let turns = poll_fn(|context| driver.poll(context));
+    let over = tokio::task::coop::unconstrained(turns).await;
+    match &over {
+        Over::Done => {}
+        Over::Dead => debug!(?remote, "a client gave no sign of life"),
+        Over::Broken(reason) => debug!(reason, ?remote, "a client was sent away"),
+        Over::Failed(error) => debug!(%error, ?remote, "a connection ended"),
+    }
+    // Calls end before the client reads why.
+    let Driver { mut io, mut core, written, calls, .. } = driver;
+    drop(calls);
+    if !matches!(over, Over::Broken(_)) {
+        return;
+    }
+    let goodbye = async {
+        io.write_all(&core.output()[written..]).await?;
+        io.shutdown().await?;
+        // What is left unread would make the system drop what the client has not read yet.
+        let mut ignored = [0; 1024];
+        while io.read(&mut ignored).await? != 0 {}
+        Ok::<_, io::Error>(())
+    };
+    // There is nobody to tell about a failure.
+    drop(tokio::time::timeout(GOODBYE, goodbye).await);
+}
+
+impl<IO, M> Driver<IO, M>
+where
+    IO: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    M: Member,
+{
+    fn new(
+        service: Arc<Service<M>>,
+        io: IO,
+        input: BytesMut,
+        client: Client,
+        mut stop: watch::Receiver<bool>,
+    ) -> Self {
+        let Client { remote, traffic, load } = client;
+        let options = &service.options;
+        let core = Connection::new(Settings {
+            streams_max: options.concurrent_streams_max,
+            stream_window: STREAM_WINDOW_BYTES,
+            connection_window: CONNECTION_WINDOW_BYTES,
+            fields_bytes_max: FIELDS_BYTES_MAX,
+            ping_interval_min: options.ping_interval_min,
+        });
+        let clock = service.edge.clock.clone();
+        let woken = Arc::<Woken>::default();
+        let life = Life::new(options.keepalive_interval, options.keepalive_timeout, clock.now());
+        for place in [Place::Stop, Place::Timer] {
+            Waker::from(woken.waker(place)).wake();
+        }
+        Self {
+            io,
+            input,
+            written: 0,
+            core,
+            calls: Calls::new(Arc::clone(&woken), load),
+            woken,
+            taken: Vec::new(),
+            reader: Reader::default(),
+            remote,
+            traffic,
+            stop: Box::pin(async move { stopped(&mut stop).await }),
+            life,
+            clock,
+            service,
+        }
+    }
+
+    fn poll(&mut self, context: &mut Context<'_>) -> Poll<Over> {
+        self.woken.awake();
+        for _ in 0..TURNS_MAX {
+            match self.turn(context) {
+                Ok(Turn::Again) => {}
+                Ok(Turn::Idle) => {
+                    if self.woken.sleep(context.waker()) {
+                        return Poll::Pending;
+                    }
+                }
+                Err(over) => return Poll::Ready(over),
+            }
+        }
+        context.waker().wake_by_ref();
+        Poll::Pending
+    }
+
+    /// Everything that can be done without waiting.
+    fn turn(&mut self, context: &mut Context<'_>) -> Result<Turn, Over> {
+        let mut turn = Turn::Idle;
+        if self.poll_read(context)?.is_ready() {
+            turn = Turn::Again;
+        }
+        self.handle_input()?;
+        if self.poll_woken()? {
+            turn = Turn::Again;
+        }
+        if self.poll_write(context)?.is_ready() {
+            self.core.resume();
+            if self.core.has_news() {
+                turn = Turn::Again;
+            } else if self.core.is_drained() {
+                return Err(Over::Done);
+            }
+        }
+        Ok(turn)
+    }
+
+    fn poll_read(&mut self, context: &mut Context<'_>) -> Result<Poll<()>, Over> {
+        if OUTPUT_BYTES_MAX <= self.core.output().len() {
+            // D1. The write that empties it wakes us.
+            return Ok(Poll::Pending);
+        }
+        if self.input.capacity() - self.input.len() < READ_BYTES_MIN {
+            self.input.reserve(READ_BYTES);
+        }
+        let read = pin!(self.io.read_buf(&mut self.input));
+        match read.poll(context) {
+            Poll::Pending => return Ok(Poll::Pending),
+            Poll::Ready(Ok(0)) => return Err(Over::Done),
+            Poll::Ready(Ok(_)) => {}
+            Poll::Ready(Err(error)) => return Err(Over::Failed(error)),
+        }
+        if let Some(life) = &mut self.life {
+            life.heard_at = self.clock.now();
+        }
+        Ok(Poll::Ready(()))
+    }
+
+    fn poll_write(&mut self, context: &mut Context<'_>) -> Result<Poll<()>, Over> {
+        let output = self.core.output();
+        while self.written < output.len() {
+            let write = Pin::new(&mut self.io).poll_write(context, &output[self.written..]);
+            match write {
+                Poll::Pending => return Ok(Poll::Pending),
+                Poll::Ready(Ok(0)) => return Err(Over::Done),
+                Poll::Ready(Ok(bytes)) => self.written += bytes,
+                Poll::Ready(Err(error)) => return Err(Over::Failed(error)),
+            }
+        }
+        self.written = 0;
+        output.clear();
+        if OUTPUT_BYTES_KEPT < output.capacity() {
+            *output = BytesMut::new();
+        }
+        Ok(Poll::Ready(()))
+    }
+
+    fn handle_input(&mut self) -> Result<(), Over> {
+        let now = self.clock.now();
+        loop {
+            match self.core.next(&mut self.input, now) {
+                Ok(None) => return Ok(()),
+                Ok(Some(event)) => self.handle(event),
+                Err(reason) => return Err(Over::Broken(reason)),
+            }
+        }
+    }
+
+    fn handle(&mut self, event: Event) {
+        match event {
+            Event::Request { key, last } => self.request(key, last),
+            Event::Data { key, data, last } => self.data(key, data, last),
+            Event::End { key } => self.data(key, Bytes::new(), true),
+            Event::Room { key } => self.poll_call(key),
+            Event::Reset { key } => drop(self.calls.take(key)),
+        }
+    }
+
+    fn request(&mut self, key: Key, last: bool) {
+        if self.service.options.show_authority {
+            show_authority(self.core.fields().pseudo().authority.unwrap_or_default());
+        }
+        let grpc = matches!(self.traffic, Traffic::GrpcAndHttp | Traffic::Grpc);
+        match self.reader.read(self.core.fields()) {
+            Asked::Rpc(rpc, metadata) if grpc => self.call(key, rpc, metadata, last),
+            Asked::Unknown(failure) if grpc => self.fail(key, &failure),
+            Asked::Plain(request) => {
+                let service = Arc::clone(&self.service);
+                let traffic = self.traffic;
+                let run =
+                    async move { Outcome::Plain(service.answer_plain(traffic, *request).await) };
+                self.run(key, Box::pin(run));
+            }
+            Asked::Rpc(..) | Asked::Unknown(_) | Asked::Malformed => {
+                self.core.reset(key, Code::PROTOCOL_ERROR);
+            }
+        }
+    }
+
+    fn call(&mut self, key: Key, rpc: Rpc, metadata: Metadata, last: bool) {
+        let bytes_max = self.service.edge.message_bytes_max();
+        if rpc.kind() == Kind::Unary {
+            let deframer = Deframer::new(&metadata, bytes_max);
+            let gathering = Gathering { rpc, metadata, deframer };
+            self.calls.put(key, Work::Gathering(Box::new(gathering)));
+        } else {
+            let (inlet, messages) = messages(&metadata, bytes_max);
+            match api::streaming(&self.service.edge, rpc, &metadata, messages) {
+                Err(failure) => return self.fail(key, &failure),
+                Ok(body) => self.calls.put(key, Work::Streaming(body, Some(inlet))),
+            }
+            if rpc.kind() == Kind::Bidirectional {
+                // The client may wait for it before it says what it wants.
+                self.core.begin(key);
+            }
+            self.calls.waker(key).wake_by_ref();
+        }
+        if last {
+            self.data(key, Bytes::new(), true);
+        }
+    }
+
+    fn data(&mut self, key: Key, data: Bytes, last: bool) {
+        let bytes = u32::try_from(data.len()).expect("frames are small");
+        match self.calls.get(key) {
+            Some(Work::Gathering(gathering)) => {
+                gathering.deframer.push(data);
+                if last {
+                    gathering.deframer.end();
+                }
+                let next = gathering.deframer.next();
+                self.core.release(key, bytes);
+                if let Poll::Ready(message) = next {
+                    self.start(key, message);
+                }
+            }
+            Some(Work::Streaming(_, Some(inlet))) => {
+                inlet.push(data);
+                if last {
+                    inlet.end();
+                }
+            }
+            Some(Work::Streaming(_, None) | Work::Running(_)) | None => {
+                self.core.release(key, bytes);
+            }
+        }
+    }
+
+    /// Starts a call with one question, which has come.
+    fn start(&mut self, key: Key, message: Result<Option<Bytes>, Failure>) {
+        let Some(Work::Gathering(gathering)) = self.calls.take(key) else { return };
+        let message = match message.and_then(|message| message.ok_or_else(no_message)) {
+            Ok(message) => message,
+            Err(failure) => return self.fail(key, &failure),
+        };
+        let Gathering { rpc, metadata, .. } = *gathering;
+        let (edge, remote) = (Arc::clone(&self.service.edge), self.remote);
+        let answer = api::unary(edge, rpc, remote, metadata, message);
+        self.run(key, Box::pin(async move { Outcome::Grpc(answer.await) }));
+    }
+
+    fn poll_woken(&mut self) -> Result<bool, Over> {
+        let mut taken = std::mem::take(&mut self.taken);
+        self.woken.swap(&mut taken);
+        let some = !taken.is_empty();
+        for waker in taken.drain(..) {
+            waker.take();
+            match waker.place() {
+                Place::Call(place) => {
+                    if let Some(key) = self.calls.key_at(place) {
+                        self.poll_call(key);
+                    }
+                }
+                Place::Stop => {
+                    let waker = Waker::from(waker);
+                    if self.stop.as_mut().poll(&mut Context::from_waker(&waker)).is_ready() {
+                        self.stop = Box::pin(pending());
+                        self.core.drain();
+                    }
+                }
+                Place::Timer => self.poll_life(&Waker::from(waker))?,
+            }
+        }
+        self.taken = taken;
+        Ok(some)
+    }
+
+    fn poll_call(&mut self, key: Key) {
+        match self.calls.take(key) {
+            Some(Work::Running(run)) => self.run(key, run),
+            Some(Work::Streaming(body, inlet)) => self.stream(key, body, inlet),
+            Some(gathering @ Work::Gathering(_)) => self.calls.put(key, gathering),
+            None => {}
+        }
+    }
+
+    fn run(&mut self, key: Key, mut run: Run) {
+        let waker = self.calls.waker(key);
+        match run.as_mut().poll(&mut Context::from_waker(&waker)) {
+            Poll::Pending => self.calls.put(key, Work::Running(run)),
+            Poll::Ready(Outcome::Grpc(Ok(Payload::Whole(message)))) => {
+                self.core.answer(key, message);
+            }
+            Poll::Ready(Outcome::Grpc(Ok(Payload::Rows(rows)))) => {
+                self.stream(key, Body::Rows(rows), None);
+            }
+            Poll::Ready(Outcome::Grpc(Err(failure))) => self.fail(key, &failure),
+            Poll::Ready(Outcome::Plain(response)) => self.answer_plain(key, response),
+        }
+    }
+
+    /// Sends what a stream has, as far as there is room.
+    fn stream(&mut self, key: Key, mut body: Body, inlet: Option<Inlet>) {
+        let waker = self.calls.waker(key);
+        let mut context = Context::from_waker(&waker);
+        while self.core.has_room(key) {
+            match body.poll_piece(&mut context) {
+                Poll::Pending => break,
+                Poll::Ready(Piece::Data(data)) => self.core.send(key, data),
+                Poll::Ready(Piece::End(Ok(()))) => return self.core.finish(key, End::Ok),
+                Poll::Ready(Piece::End(Err(failure))) => return self.fail(key, &failure),
+            }
+        }
+        if let Some(inlet) = &inlet {
+            let taken = u32::try_from(inlet.take_taken()).expect("windows have 31 bits");
+            self.core.release(key, taken);
+        }
+        self.calls.put(key, Work::Streaming(body, inlet));
+    }
+
+    fn fail(&mut self, key: Key, failure: &Failure) {
+        let text = percent_encoded(&failure.text).into_owned();
+        self.core.finish(key, End::Failure { code: code_digits(failure.code), text });
+    }
+
+    fn answer_plain(&mut self, key: Key, response: Response<http::Body>) {
+        let (parts, body) = response.into_parts();
+        let content = match body {
+            http::Body::Empty => Bytes::new(),
+            http::Body::Content(content) => content,
+        };
+        let length = content.len().to_string();
+        let fields = parts.headers.iter().map(|(name, value)| (name.as_ref(), value.as_bytes()));
+        let fields = fields.chain([(&b"content-length"[..], length.as_bytes())]);
+        self.core.begin_plain(key, parts.status.as_str(), fields);
+        if !content.is_empty() {
+            self.core.send(key, content);
+        }
+        self.core.finish(key, End::Content);
+    }
+
+    fn poll_life(&mut self, waker: &Waker) -> Result<(), Over> {
+        let Some(life) = &mut self.life else { return Ok(()) };
+        let mut context = Context::from_waker(waker);
+        while life.timer.as_mut().poll(&mut context).is_ready() {
+            let now = self.clock.now();
+            let silence = now.saturating_sub(life.heard_at);
+            let answered = life.asked_at.is_none_or(|asked_at| asked_at < life.heard_at);
+            let left = if !answered {
+                return Err(Over::Dead);
+            } else if silence < life.interval {
+                life.asked_at = None;
+                life.interval - silence
+            } else {
+                life.asked_at = Some(now);
+                self.core.put_ping(LIFE_PING);
+                life.timeout
+            };
+            life.timer.as_mut().reset(Instant::now() + left);
+        }
+        Ok(())
+    }
+}
+
+impl Life {
+    /// None if pings are turned off.
+    fn new(interval: Duration, timeout: Duration, now: Duration) -> Option<Self> {
+        if interval.is_zero() || timeout.is_zero() {
+            return None;
+        }
+        let timer = Box::pin(sleep(interval));
+        Some(Self { timer, interval, timeout, heard_at: now, asked_at: None })
+    }
+}
+
+/// What comes after a turn.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Turn {
+    /// Another one: there may be more to do.
+    Again,
+    /// Sleep.
+    Idle,
+}
