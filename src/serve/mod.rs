@@ -24,6 +24,8 @@ mod calls;
 mod connection;
 mod driver;
 mod http2;
+#[cfg(test)]
+mod http2_tests;
 mod listener;
 mod options;
 mod requests;

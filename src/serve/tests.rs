@@ -34,13 +34,17 @@ use crate::{
 /// A served fake member and its clients' way to it.
 pub(super) struct Served {
     pub(super) fake: Fake,
-    client: SocketAddr,
+    pub(super) client: SocketAddr,
     metrics: SocketAddr,
     serving: Option<Serving>,
 }
 
 impl Served {
     fn start() -> Self {
+        Self::start_with(Options { workers: 2, ..Options::default() })
+    }
+
+    pub(super) fn start_with(options: Options) -> Self {
         let settings = Settings {
             election_timeout: Duration::from_millis(10),
             request_bytes_max: 64 << 10,
@@ -48,7 +52,6 @@ impl Served {
         };
         let fake = Fake::default();
         let edge = Arc::new(Edge::new(fake.clone(), settings, Clock::system()));
-        let options = Options { workers: 2, ..Options::default() };
         let endpoints = [
             Endpoint::from_url("http://127.0.0.1:0", Traffic::GrpcAndHttp).expect("a URL"),
             Endpoint::from_url("http://127.0.0.1:0", Traffic::Metrics).expect("a URL"),

@@ -32,6 +32,8 @@ mod huffman;
 mod limits;
 mod sending;
 mod streams;
+#[cfg(test)]
+mod tests;
 
 pub(super) use connection::{Connection, Event, Settings};
 pub(super) use fields::Fields;
