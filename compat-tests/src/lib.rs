@@ -14,7 +14,6 @@
 pub mod fault;
 pub mod files;
 pub mod ledger;
-pub mod official;
 pub mod random;
 pub mod raw;
 pub mod script;

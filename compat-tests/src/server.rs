@@ -16,10 +16,9 @@ use std::{
 };
 
 use anyhow::{Context, bail};
+use oxetcd_tools::official;
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
-
-use crate::official;
 
 /// The line that says that a server answers clients.
 const READY: &str = "ready to serve client requests";

@@ -1,3 +1,5 @@
-//! Tools around oxetcd: the benchmark that compares it with official etcd.
+//! Tools around oxetcd: the benchmark that compares it with official etcd, and where the official
+//! programs come from.
 
 pub mod bench;
+pub mod official;

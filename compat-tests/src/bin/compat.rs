@@ -15,7 +15,8 @@ use std::{
 
 use anyhow::{Context, bail, ensure};
 use clap::Parser;
-use oxetcd_compat_tests::{official, server::oxetcd_program};
+use oxetcd_compat_tests::server::oxetcd_program;
+use oxetcd_tools::official;
 
 /// Runs etcd's common test suite against oxetcd.
 #[derive(Debug, Parser)]

@@ -138,7 +138,7 @@ fn repeat(
     outcomes: &mut BTreeMap<&str, Outcome>,
     say: &mut dyn FnMut(&str),
 ) {
-    let pairs = settings.pairs.min(scenario.pairs_max());
+    let pairs = scenario.pairs(settings.pairs);
     for attempt in 0..pairs * ATTEMPTS_PER_PAIR + ATTEMPTS_MORE {
         let wanted: BTreeSet<&'static str> = outcomes
             .values()

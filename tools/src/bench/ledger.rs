@@ -46,7 +46,7 @@ impl Ledger {
     #[must_use]
     pub fn new(prefix: &'static str, keys: u64) -> Self {
         assert!(prefix.len() <= KEY_BYTES - DIGITS, "{prefix} leaves no room for a number");
-        assert!(keys % STRIDE != 0 && 0 < keys, "L1 needs a key space without the stride");
+        assert!(!keys.is_multiple_of(STRIDE), "L1 needs a key space without the stride");
         Self { prefix, keys, sent: 0, filler: filler() }
     }
 

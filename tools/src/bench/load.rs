@@ -17,6 +17,7 @@
 use std::{
     collections::{HashMap, VecDeque},
     net::SocketAddr,
+    sync::atomic::{AtomicBool, Ordering},
     time::{Duration, Instant},
 };
 
@@ -50,13 +51,18 @@ pub enum Shape {
 }
 
 /// When sending ends. What is in flight then is awaited.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Until {
+#[derive(Clone, Copy, Debug)]
+pub enum Until<'a> {
     /// After this time.
     Elapsed(Duration),
     /// After so many requests.
     Sent(u64),
+    /// When this becomes true.
+    Told(&'a AtomicBool),
 }
+
+/// How often a load looks whether it is told to end.
+const LOOK_EVERY: Duration = Duration::from_millis(5);
 
 /// How a request goes out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -178,7 +184,7 @@ impl Generator {
     pub fn run(
         &mut self,
         shape: Shape,
-        until: Until,
+        until: Until<'_>,
         requests: &mut dyn Requests,
     ) -> anyhow::Result<Tally> {
         let mut run = Run::new(shape, self.connections.len(), requests);
@@ -247,19 +253,20 @@ impl<'a> Run<'a> {
         Instant::now().max(self.started)
     }
 
-    fn is_over(&self, until: Until, now: Instant) -> bool {
+    fn is_over(&self, until: Until<'_>, now: Instant) -> bool {
         match until {
             Until::Elapsed(time) => time <= now.saturating_duration_since(self.started),
             Until::Sent(count) => count <= self.sent,
+            Until::Told(end) => end.load(Ordering::Acquire),
         }
     }
 
     /// How many requests are to be sent now.
-    fn due_now(&self, shape: Shape, until: Until, now: Instant) -> u64 {
+    fn due_now(&self, shape: Shape, until: Until<'_>, now: Instant) -> u64 {
         let left = match until {
             Until::Sent(count) => count.saturating_sub(self.sent),
-            Until::Elapsed(_) if self.is_over(until, now) => 0,
-            Until::Elapsed(_) => u64::MAX,
+            Until::Elapsed(_) | Until::Told(_) if self.is_over(until, now) => 0,
+            Until::Elapsed(_) | Until::Told(_) => u64::MAX,
         };
         let due = match shape {
             Shape::Closed { .. } => self.idle.len() as u64,
@@ -278,14 +285,14 @@ impl<'a> Run<'a> {
     }
 
     /// How long nothing is to be sent.
-    fn until_next(&self, shape: Shape, until: Until, now: Instant) -> Duration {
+    fn until_next(&self, shape: Shape, until: Until<'_>, now: Instant) -> Duration {
         let next = match shape {
             Shape::Open { per_second } if !self.is_over(until, now) => {
                 self.due(per_second, self.sent).saturating_duration_since(now)
             }
             Shape::Open { .. } | Shape::Closed { .. } => Duration::from_secs(1),
         };
-        next.min(Duration::from_secs(1))
+        next.min(if let Until::Told(_) = until { LOOK_EVERY } else { Duration::from_secs(1) })
     }
 
     fn send(

@@ -8,6 +8,8 @@ pub const RANGE: &str = "/etcdserverpb.KV/Range";
 pub const RANGE_STREAM: &str = "/etcdserverpb.KV/RangeStream";
 /// Put.
 pub const PUT: &str = "/etcdserverpb.KV/Put";
+/// DeleteRange.
+pub const DELETE_RANGE: &str = "/etcdserverpb.KV/DeleteRange";
 /// Txn.
 pub const TXN: &str = "/etcdserverpb.KV/Txn";
 /// Compact.

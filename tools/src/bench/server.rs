@@ -201,6 +201,12 @@ impl Server {
         self.side
     }
 
+    /// Whether something stands in front of its command line.
+    #[must_use]
+    pub const fn is_wrapped(&self) -> bool {
+        !self.wrapper.is_empty()
+    }
+
     /// The directory that holds data and log.
     #[must_use]
     pub fn dir(&self) -> &Path {

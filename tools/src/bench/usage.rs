@@ -8,10 +8,13 @@ use std::{
     fs,
     os::unix::fs::MetadataExt,
     path::Path,
+    sync::atomic::{AtomicBool, Ordering},
     time::{Duration, Instant},
 };
 
 use anyhow::{Context, ensure};
+
+use super::probe::pause;
 
 /// The flag of a kernel thread in `/proc/PID/stat`.
 const KERNEL_THREAD: u64 = 0x0020_0000;
@@ -222,21 +225,31 @@ pub fn memory(pid: u32) -> anyhow::Result<Memory> {
     Ok(Memory { resident: kib("VmRSS:")? * 1024, anonymous: kib("RssAnon:")? * 1024 })
 }
 
-/// The largest resident size a process ever had, in bytes.
-///
-/// # Errors
-/// If it is gone.
-pub fn peak_resident(pid: u32) -> anyhow::Result<u64> {
-    let text = fs::read_to_string(format!("/proc/{pid}/status"))?;
-    Ok(named_number(&text, "VmHWM:").context("no VmHWM")? * 1024)
-}
+/// How often memory is looked at.
+const MEMORY_EVERY: Duration = Duration::from_millis(2);
 
-/// Forgets the largest resident size so far.
+/// Runs `work` while another thread watches the process's anonymous memory; returns by how many
+/// bytes it grew at most. Pages of mapped files do not count: the system takes them back.
 ///
 /// # Errors
-/// If the system does not allow it.
-pub fn reset_peak(pid: u32) -> anyhow::Result<()> {
-    fs::write(format!("/proc/{pid}/clear_refs"), "5").context("cannot reset the peak of memory")
+/// If the process is gone.
+pub fn growth<T>(pid: u32, work: impl FnOnce() -> anyhow::Result<T>) -> anyhow::Result<(T, u64)> {
+    let before = memory(pid)?.anonymous;
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let watcher = scope.spawn(|| {
+            let mut peak = before;
+            while !done.load(Ordering::Acquire) {
+                peak = peak.max(memory(pid).map_or(0, |memory| memory.anonymous));
+                pause(MEMORY_EVERY);
+            }
+            peak
+        });
+        let outcome = work();
+        done.store(true, Ordering::Release);
+        let peak = watcher.join().expect("reading a file does not panic");
+        Ok((outcome?, peak - before))
+    })
 }
 
 #[cfg(test)]

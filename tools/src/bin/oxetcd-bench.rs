@@ -3,23 +3,24 @@
 //! Reads the command line and prints; everything else is in the library. Ends with 1 when a floor
 //! is missed by more than its interval, a server failed, or an acknowledged write was lost.
 
-use std::{
-    path::{Path, PathBuf},
-    process::ExitCode,
-    time::Duration,
-};
+use std::{path::PathBuf, process::ExitCode, time::Duration};
 
 use anyhow::{Context, ensure};
 use clap::Parser;
-use oxetcd_tools::bench::{
-    campaign::{self, Disturbed, Programs, Settings},
-    machine::{self, Machine},
-    probe::Probe,
-    report::Report,
-    row::{Row, Set},
-    rows::ROWS,
-    scenario::Plan,
-    server::{Options, Server, Side},
+use oxetcd_tools::{
+    bench::{
+        caller::Caller,
+        campaign::{self, Disturbed, Programs, Settings},
+        go_tool,
+        machine::{self, Machine},
+        probe::Probe,
+        report::Report,
+        row::{Row, Set},
+        rows::ROWS,
+        scenario::Plan,
+        server::{Options, Server, Side},
+    },
+    official,
 };
 
 /// Sizes of the store at which costs are compared.
@@ -32,6 +33,7 @@ const SIZES: &[u64] = &[1_000, 100_000, 1_000_000, 10_000_000];
 /// otherwise idle. Ends with 1 when a floor is missed by more than its interval.
 #[derive(Debug, Parser)]
 #[command(name = "oxetcd-bench", version)]
+#[expect(clippy::struct_excessive_bools, reason = "flags of a command line")]
 struct Arguments {
     /// Rows to run, by id and separated by commas; see --list. Default: the headline rows
     #[arg(long, value_delimiter = ',')]
@@ -45,7 +47,8 @@ struct Arguments {
     #[arg(long)]
     list: bool,
 
-    /// Undisturbed pairs per row; a scenario with a large store takes fewer. Default: 6, with --full 10
+    /// Undisturbed pairs per row; a row with a large store takes a quarter, rounded. Default: 4, with
+    /// --full 10
     #[arg(long)]
     pairs: Option<usize>,
 
@@ -61,11 +64,15 @@ struct Arguments {
     #[arg(long)]
     only_ours: bool,
 
+    /// Instead of rows: show that the generator agrees with etcd's own `benchmark` at a low rate
+    #[arg(long, conflicts_with_all = ["rows", "full", "only_ours"])]
+    check_generator: bool,
+
     /// Count disturbed pairs too. For trials on a busy machine: the figures mean little
     #[arg(long)]
     keep_disturbed: bool,
 
-    /// The official etcd. Default: `etcd` in the directory $OXETCD_OFFICIAL_BIN
+    /// The official etcd. Default: the one in $OXETCD_OFFICIAL_BIN, or built once with Go
     #[arg(long, value_name = "FILE")]
     bin_etcd: Option<PathBuf>,
 
@@ -89,6 +96,18 @@ fn main() -> ExitCode {
         println!("{}", list());
         return ExitCode::SUCCESS;
     }
+    if arguments.check_generator {
+        return match check_generator(&arguments) {
+            Ok(text) => {
+                println!("{text}");
+                ExitCode::SUCCESS
+            }
+            Err(error) => {
+                eprintln!("oxetcd-bench: {error:#}");
+                ExitCode::from(2)
+            }
+        };
+    }
     match run(&arguments, &mut |line| eprintln!("{line}")) {
         Ok(report) => {
             println!("{}", report.summary());
@@ -103,7 +122,7 @@ fn main() -> ExitCode {
 
 fn run(arguments: &Arguments, say: &mut dyn FnMut(&str)) -> anyhow::Result<Report> {
     let rows = chosen(arguments)?;
-    let (pairs, seconds) = if arguments.full { (10, 10.0) } else { (6, 3.0) };
+    let (pairs, seconds) = if arguments.full { (10, 10.0) } else { (4, 3.0) };
     let seconds = arguments.seconds.unwrap_or(seconds);
     let programs = programs(arguments)?;
     std::fs::create_dir_all(&arguments.work_dir)
@@ -165,16 +184,34 @@ fn programs(arguments: &Arguments) -> anyhow::Result<Programs> {
         "{} is missing: build it, or name another with --bin-ours",
         ours.display()
     );
-    if arguments.only_ours {
-        return Ok(Programs { official: None, ours });
-    }
-    let official = arguments
-        .bin_etcd
-        .clone()
-        .or_else(|| Some(Path::new(&std::env::var_os("OXETCD_OFFICIAL_BIN")?).join("etcd")))
-        .context("no official etcd: set OXETCD_OFFICIAL_BIN, or give --bin-etcd or --only-ours")?;
-    ensure!(official.exists(), "{} is missing", official.display());
-    Ok(Programs { official: Some(official), ours })
+    let official = if arguments.only_ours { None } else { Some(official_etcd(arguments)?) };
+    Ok(Programs { official, ours })
+}
+
+fn official_etcd(arguments: &Arguments) -> anyhow::Result<PathBuf> {
+    let named = arguments.bin_etcd.clone();
+    let found = match named {
+        Some(path) => Some(path),
+        None => official::program("etcd")?,
+    };
+    let path = found.context("official etcd needs Go; --only-ours does without")?;
+    ensure!(path.exists(), "{} is missing", path.display());
+    Ok(path)
+}
+
+/// Both generators against official etcd, one line each.
+fn check_generator(arguments: &Arguments) -> anyhow::Result<String> {
+    let etcd = official_etcd(arguments)?;
+    let tool = official::benchmark_tool()?.context("etcd's benchmark tool needs Go")?;
+    std::fs::create_dir_all(&arguments.work_dir)?;
+    let found = go_tool::compare(&etcd, &tool, &arguments.work_dir)?;
+    let lines = found.map(|one| {
+        format!(
+            "{:<16} {:>7.1} op/s   p50 {:.3} ms   p99 {:.3} ms   CPU/100k: server {:.1} s, generator {:.1} s",
+            one.name, one.per_second, one.p50_ms, one.p99_ms, one.server_cpu, one.generator_cpu
+        )
+    });
+    Ok(lines.join("\n"))
 }
 
 /// The version of etcd as it says itself, and of ours as it prints.
@@ -183,7 +220,7 @@ fn versions(settings: &Settings) -> anyhow::Result<(Option<String>, String)> {
     let official = match &settings.programs.official {
         Some(program) => {
             let server = Server::start(Side::Official, program, &settings.work_dir, &options)?;
-            Some(oxetcd_tools::bench::caller::Caller::connect(server.address())?.version()?)
+            Some(Caller::connect(server.address())?.version()?)
         }
         None => None,
     };

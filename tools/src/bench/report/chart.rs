@@ -12,6 +12,9 @@ const PERCENTILES: [&str; 5] = ["p50", "p90", "p99", "p99.9", "max"];
 /// Requests in flight of the charts by concurrency.
 const IN_FLIGHT: [&str; 5] = ["1", "8", "64", "256", "1000"];
 
+/// Picks one server's figures out of a pair.
+type Side = fn(&Pair) -> &Figures;
+
 /// The charts that have something to show, with their names.
 pub(super) fn charts(outcomes: &[Outcome]) -> Vec<(&'static str, String)> {
     let all = [
@@ -28,14 +31,14 @@ fn pairs<'a>(outcomes: &'a [Outcome], id: &str) -> Option<&'a [Pair]> {
 }
 
 /// The median of a figure over all pairs.
-fn median(pairs: &[Pair], side: fn(&Pair) -> &Figures, name: &str) -> Option<f64> {
+fn median(pairs: &[Pair], side: Side, name: &str) -> Option<f64> {
     let values: Vec<_> = pairs.iter().filter_map(|pair| side(pair).get(name).copied()).collect();
     (!values.is_empty()).then(|| percentile(&values, 50.0))
 }
 
 /// A line for each server.
 fn both(pairs: &[Pair], label: &str, dashed: bool, names: &[String]) -> Vec<Series> {
-    let sides: [(&str, bool, fn(&Pair) -> &Figures); 2] =
+    let sides: [(&str, bool, Side); 2] =
         [("etcd", false, |pair| &pair.official), ("oxetcd", true, |pair| &pair.ours)];
     sides
         .into_iter()

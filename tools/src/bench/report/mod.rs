@@ -20,8 +20,8 @@ use anyhow::Context;
 use super::{
     campaign::{Disturbed, Outcome},
     machine::Machine,
-    row::{Bound, Criterion, Verdict},
-    statistics::Estimate,
+    row::{Bound, Criterion, Measure, Verdict},
+    statistics::{Estimate, percentile},
 };
 
 /// Seeds the bootstrap, so that a report can be made again from its pairs.
@@ -81,10 +81,17 @@ impl Report {
         !missed && !self.outcomes.iter().any(Outcome::failed)
     }
 
-    /// One line of text per claim.
+    /// One line of text per claim. Where only ours ran: its figures, and the claims about it alone.
     #[must_use]
     pub fn summary(&self) -> String {
-        let lines: Vec<_> = self.lines().iter().map(Line::text).collect();
+        let alone = self.versions.0.is_none();
+        let mut lines = Vec::new();
+        if alone {
+            lines.extend(self.outcomes.iter().map(own_figures));
+        }
+        let claims = self.lines();
+        let told = claims.iter().filter(|line| !(alone && line.criterion.measure.is_ratio()));
+        lines.extend(told.map(Line::text));
         lines.join("\n")
     }
 
@@ -106,6 +113,24 @@ impl Report {
 }
 
 impl Line<'_> {
+    /// The verdict, and what limits its meaning.
+    fn words(&self) -> String {
+        let word = self.verdict.word();
+        if self.generator_bound() { format!("{word} (generator-bound)") } else { word.to_owned() }
+    }
+
+    /// Whether this is op/s that the generator kept low.
+    fn generator_bound(&self) -> bool {
+        let shares: Vec<_> = self
+            .outcome
+            .pairs
+            .iter()
+            .filter_map(|pair| pair.ours.get("generator_share").copied())
+            .collect();
+        self.criterion.measure == Measure::More(OPERATIONS)
+            && GENERATOR_SHARE_MAX < percentile(&shares, 50.0)
+    }
+
     fn text(&self) -> String {
         let name = format!("{}, {}", self.outcome.row.id, self.criterion.what);
         let times = if self.criterion.measure.is_ratio() { "x" } else { "" };
@@ -122,9 +147,44 @@ impl Line<'_> {
                 format!("{times}{:<8} {interval:<20}", number(one.median))
             },
         );
-        let verdict = self.verdict.word();
+        let verdict = self.words();
         format!("{name:<44} {found:<31} floor {sign} {floor:<6} goal {goal:<6} {verdict}")
     }
+}
+
+/// A load's operations per second: the figure that a busy generator limits.
+const OPERATIONS: &str = "ops";
+
+/// A generator that takes a larger share of the processor time says little about op/s.
+const GENERATOR_SHARE_MAX: f64 = 0.25;
+
+/// Figures that a quick look can do without.
+const DETAILS: [&str; 8] = [
+    "operations",
+    "generator_cpu",
+    "generator_share",
+    "system_cpu",
+    "device_written_per_op",
+    "p90",
+    "p99.9",
+    "max",
+];
+
+/// The medians of our own figures, without details.
+fn own_figures(outcome: &Outcome) -> String {
+    let names = outcome.pairs.first().map(|pair| pair.ours.keys()).into_iter().flatten();
+    let detail =
+        |name: &str| DETAILS.iter().any(|one| name == *one || name.ends_with(&format!(".{one}")));
+    let mut words = vec![format!("{:<16}", outcome.row.id)];
+    for name in names.filter(|name| !detail(name)) {
+        let values: Vec<_> =
+            outcome.pairs.iter().filter_map(|pair| pair.ours.get(name).copied()).collect();
+        words.push(format!("{name}={}", number(percentile(&values, 50.0))));
+    }
+    if outcome.pairs.is_empty() {
+        words.push(outcome.shortage());
+    }
+    words.join(" ")
 }
 
 /// A figure with three significant digits.

@@ -88,6 +88,27 @@ fn page_and_document_show_every_claim_pair_and_discard() {
 }
 
 #[test]
+fn busy_generator_is_named_beside_op_s_only() {
+    let mut busy = outcome("put-64", 4000.0);
+    for pair in &mut busy.pairs {
+        pair.ours.insert("generator_share".to_owned(), 0.4);
+    }
+    let summary = report(vec![busy]).summary();
+    let marked: Vec<_> = summary.lines().filter(|line| line.contains("generator-bound")).collect();
+    assert!(matches!(marked[..], [line] if line.contains("op/s")), "{summary}");
+}
+
+#[test]
+fn ours_alone_is_told_in_figures() {
+    let mut alone = report(vec![outcome("put-64", 4000.0), outcome("idle", 0.0)]);
+    alone.versions.0 = None;
+    let summary = alone.summary();
+    assert!(summary.contains("cpu=4.08 ops=4000"), "{summary}");
+    assert!(!summary.contains("put-64, CPU"), "no ratio without etcd: {summary}");
+    assert!(summary.contains("idle, RSS"), "{summary}");
+}
+
+#[test]
 fn numbers_have_three_significant_digits() {
     assert_eq!([0.5, 9.87, 12.34, 123.4].map(number), ["0.50", "9.87", "12.3", "123"]);
 }

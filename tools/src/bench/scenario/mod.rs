@@ -5,13 +5,18 @@
 //! on both servers.
 //!
 //! ```text
-//!   campaign --start--> Life { server, samples } --run--> keys | ...
+//!   campaign --start--> Life { server, samples } --run--> keys, large, ..
 //!                          |
 //!                          +-- window: probe, readings, load, readings, probe --> Figures
 //! ```
 
+mod growth;
 mod keys;
+mod large;
+mod lease;
 mod life;
+mod slow_disk;
+mod watch;
 
 pub use self::life::{Life, Plan, Sample};
 
@@ -22,22 +27,41 @@ use super::server::Options;
 pub enum Scenario {
     /// Puts, gets and transactions on single keys.
     Keys,
+    /// Watchers.
+    Watch,
+    /// Leases.
+    Lease,
+    /// Reads on a disk that syncs slowly.
+    SlowDisk,
+    /// A store of a million keys.
+    Large,
+    /// A store that grows to ten million keys.
+    Growth,
 }
+
+/// Room for ten million keys in both servers; neither is full then.
+const QUOTA_GROWTH: &str = "--quota-backend-bytes=34359738368";
 
 impl Scenario {
     /// How the server is started.
     #[must_use]
     pub fn options(self) -> Options {
         match self {
-            Self::Keys => Options::default(),
+            Self::Keys | Self::Watch | Self::Lease | Self::Large => Options::default(),
+            Self::SlowDisk => slow_disk::options(),
+            Self::Growth => Options { flags: vec![QUOTA_GROWTH.to_owned()], ..Options::default() },
         }
     }
 
-    /// How many pairs are enough: the longer a life, the fewer.
+    /// How many pairs are run where `wanted` are asked for: the longer a life, the fewer. Ratios of
+    /// hundreds need fewer too.
     #[must_use]
-    pub const fn pairs_max(self) -> usize {
+    pub const fn pairs(self, wanted: usize) -> usize {
         match self {
-            Self::Keys => usize::MAX,
+            Self::Keys | Self::Watch | Self::SlowDisk => wanted,
+            Self::Lease => wanted.div_ceil(2),
+            Self::Large => wanted.div_ceil(4),
+            Self::Growth => wanted.div_ceil(5),
         }
     }
 
@@ -48,6 +72,11 @@ impl Scenario {
     pub fn run(self, life: &mut Life<'_>) -> anyhow::Result<()> {
         match self {
             Self::Keys => keys::run(life),
+            Self::Watch => watch::run(life),
+            Self::Lease => lease::run(life),
+            Self::SlowDisk => slow_disk::run(life),
+            Self::Large => large::run(life),
+            Self::Growth => growth::run(life),
         }
     }
 }

@@ -1,8 +1,9 @@
 //! Official etcd, built from its Go modules.
 //!
 //! Decides where its binaries are: in the directory named by `OXETCD_OFFICIAL_BIN`, or built once
-//! into `target/official`. Versions stand in `go/go.mod`. Where Go is missing, checks that need
-//! them are skipped with a sentence; with `CI` set that is a failure.
+//! into `target/official`. Versions stand in `compat-tests/go/go.mod`. Where Go is missing, checks
+//! that need them are skipped with a sentence; with `CI` set that is a failure. Called by the
+//! benchmark and by the compatibility tests.
 
 use std::{
     env,
@@ -14,17 +15,20 @@ use std::{
 
 use anyhow::{Context, bail, ensure};
 
-/// The official programs that checks use, with the package of each.
+/// The official programs that compatibility checks use, with the package of each.
 const PROGRAMS: [(&str, &str); 3] = [
     ("etcd", "go.etcd.io/etcd/server/v3"),
     ("etcdctl", "go.etcd.io/etcd/etcdctl/v3"),
     ("etcdutl", "go.etcd.io/etcd/etcdutl/v3"),
 ];
 
-/// The directory of this crate's Go module.
+/// etcd's load generator, which only the benchmark needs.
+const BENCHMARK: (&str, &str) = ("benchmark", "go.etcd.io/etcd/v3/tools/benchmark");
+
+/// The directory of the Go module that names official versions.
 #[must_use]
 pub fn go_module_dir() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("go")
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../compat-tests/go")
 }
 
 /// The workspace's `target` directory.
@@ -40,12 +44,20 @@ pub fn target_dir() -> PathBuf {
 /// If Go is there and the build fails, or if Go is missing and `CI` is set.
 pub fn bin_dir() -> anyhow::Result<Option<PathBuf>> {
     static DIR: OnceLock<Result<Option<PathBuf>, String>> = OnceLock::new();
-    DIR.get_or_init(|| find_or_build().map_err(|error| format!("{error:#}")))
+    DIR.get_or_init(|| find_or_build(&PROGRAMS).map_err(|error| format!("{error:#}")))
         .clone()
         .map_err(anyhow::Error::msg)
 }
 
-fn find_or_build() -> anyhow::Result<Option<PathBuf>> {
+/// The load generator; `None` where Go is missing.
+///
+/// # Errors
+/// If Go is there and the build fails.
+pub fn benchmark_tool() -> anyhow::Result<Option<PathBuf>> {
+    Ok(find_or_build(&[BENCHMARK])?.map(|dir| dir.join(BENCHMARK.0)))
+}
+
+fn find_or_build(programs: &[(&str, &str)]) -> anyhow::Result<Option<PathBuf>> {
     if let Some(dir) = env::var_os("OXETCD_OFFICIAL_BIN") {
         return Ok(Some(PathBuf::from(dir)));
     }
@@ -58,7 +70,7 @@ fn find_or_build() -> anyhow::Result<Option<PathBuf>> {
     // Tests of several processes ask at once; one builds, the rest wait.
     let lock = File::create(dir.join("lock"))?;
     lock.lock().context("cannot lock the cache of official binaries")?;
-    for (name, package) in PROGRAMS {
+    for (name, package) in programs {
         build(&dir, name, package)?;
     }
     Ok(Some(dir))
