@@ -128,7 +128,10 @@ async fn missing_segments_are_refused_and_left_alone() {
 
 #[tokio::test]
 async fn damaged_database_is_refused_and_left_alone() {
-    let mut server = filled(Kind::Oxetcd, 25, 0).await.unwrap();
+    // Without snapshots: some of these start, and the log must still fit the database of before.
+    let mut server = Server::start(Kind::Oxetcd, &[]).unwrap().unwrap();
+    write(&server, 0..25, 0).await;
+    server.terminate().unwrap();
     let dir = server.data_dir().join("member/snap/db.lmdb");
     let file = dir.join("data.mdb");
     let path = file.to_str().unwrap().to_owned();
