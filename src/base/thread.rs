@@ -16,6 +16,21 @@ pub enum Priority {
 /// Added to the niceness of background threads.
 const BACKGROUND_NICE: i32 = 10;
 
+/// Runs `work` on this thread and on up to `others` more, until all are done. Whatever there is to
+/// do, they share it out among themselves: the system may refuse any of the others.
+pub fn together(name: &'static str, others: usize, work: impl Fn() + Sync) {
+    assert!(name.len() <= 15, "the kernel cuts the thread name {name:?}");
+    thread::scope(|scope| {
+        for _ in 0..others {
+            let spawned = thread::Builder::new().name(name.to_owned()).spawn_scoped(scope, &work);
+            if spawned.is_err() {
+                break;
+            }
+        }
+        work();
+    });
+}
+
 /// Starts a thread; its name, at most 15 bytes, shows in `top -H` and in profiles.
 ///
 /// # Errors

@@ -79,6 +79,11 @@ impl Default for KeyIndex {
 }
 
 impl KeyIndex {
+    /// The index that `root` holds.
+    pub(super) const fn from_root(root: Child) -> Self {
+        Self { root }
+    }
+
     /// How many keys are live.
     pub(super) const fn live(&self) -> usize {
         self.root.summary.live
@@ -267,7 +272,7 @@ impl Leaf {
 ///
 /// Source: etcd `kvstore.go`, `restoreIntoIndex`: only the first row of a key is asked for its
 /// creation and version; later ones count on from it.
-fn restore(entry: &mut Entry, change: Change) -> Option<KeyVersion> {
+pub(super) fn restore(entry: &mut Entry, change: Change) -> Option<KeyVersion> {
     if !change.tombstone {
         return Some(entry.put(change.at));
     }

@@ -52,6 +52,21 @@ pub(super) struct Keys {
 }
 
 impl Keys {
+    /// The keys of a node that is made as a whole, in ascending order.
+    pub(super) fn from_sorted(keys: &[&[u8]]) -> Self {
+        let (Some(first), Some(last)) = (keys.first(), keys.last()) else { return Self::default() };
+        let prefix = common_prefix(first, last);
+        let suffixes = keys.iter().map(|key| key.len() - prefix).sum::<usize>();
+        let mut bytes = Vec::with_capacity(prefix + suffixes);
+        let mut ends = Vec::with_capacity(keys.len());
+        bytes.extend_from_slice(&first[..prefix]);
+        for key in keys {
+            bytes.extend_from_slice(&key[prefix..]);
+            ends.push(offset(bytes.len()));
+        }
+        Self { prefix, bytes, ends }
+    }
+
     pub(super) const fn len(&self) -> usize {
         self.ends.len()
     }
@@ -202,7 +217,8 @@ impl Keys {
     }
 }
 
-fn common_prefix(left: &[u8], right: &[u8]) -> usize {
+/// How many bytes both begin with.
+pub(super) fn common_prefix(left: &[u8], right: &[u8]) -> usize {
     left.iter().zip(right).take_while(|(left, right)| left == right).count()
 }
 
@@ -253,6 +269,9 @@ mod tests {
             }
             let probe = probe.into_bytes();
             prop_assert_eq!(keys.search(&probe), model.binary_search(&probe));
+            let sorted = Keys::from_sorted(&model.iter().map(Vec::as_slice).collect::<Vec<_>>());
+            prop_assert_eq!(sorted.search(&probe), model.binary_search(&probe));
+            prop_assert_eq!(keys_of(&sorted), model.clone());
             prop_assert_eq!(keys_of(&keys), model.clone());
 
             let at = cut.index(model.len() + 1);

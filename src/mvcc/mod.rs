@@ -30,9 +30,11 @@
 //!
 //! Source: etcd `server/storage/mvcc`.
 
+mod build;
 mod compact;
 mod encoding;
 mod event;
+mod gather;
 mod hash;
 mod history;
 mod index;

@@ -18,7 +18,7 @@ use super::{
     event::EventKind,
     hash::HashKv,
     range::{Content, RangeOptions},
-    rows::{Damage, RowSource, StoredCompactions, StoredRow},
+    rows::{Damage, RowScan, RowSource, StoredCompactions, StoredRow},
     store::Store,
     stream::RangeStream,
     version::KeyVersion,
@@ -43,6 +43,19 @@ struct Memory {
     compactions: StoredCompactions,
 }
 
+impl RowScan for MemorySource {
+    fn scan(
+        &self,
+        from: RowRevision,
+        show: &mut dyn FnMut(StoredRow<'_>) -> ControlFlow<()>,
+    ) -> Result<(), Damage> {
+        let memory = self.0.lock().expect("not poisoned");
+        let range = (Bound::Included(from), Bound::Unbounded);
+        let _flow = memory.rows.range(range).try_for_each(|(_, row)| show(row.into()));
+        Ok(())
+    }
+}
+
 impl RowSource for MemorySource {
     fn fetch(
         &self,
@@ -62,15 +75,9 @@ impl RowSource for MemorySource {
         Ok(self.0.lock().expect("not poisoned").compactions)
     }
 
-    fn scan(
-        &self,
-        from: RowRevision,
-        show: &mut dyn FnMut(StoredRow<'_>) -> ControlFlow<()>,
-    ) -> Result<(), Damage> {
-        let memory = self.0.lock().expect("not poisoned");
-        let range = (Bound::Included(from), Bound::Unbounded);
-        let _flow = memory.rows.range(range).try_for_each(|(_, row)| show(row.into()));
-        Ok(())
+    fn survey(&self) -> Result<Box<dyn RowScan>, Damage> {
+        let rows = self.0.lock().expect("not poisoned").rows.clone();
+        Ok(Box::new(Self(Mutex::new(Memory { rows, ..Memory::default() }))))
     }
 }
 

@@ -25,6 +25,13 @@ const LEAF_KEYS_MIN: usize = 4;
 /// Children of a full inner node. Copying one costs an atomic increment per child.
 const CHILDREN_MAX: usize = 32;
 
+/// Keys of a leaf, and children of an inner node, that are made as a whole: a restored store has
+/// room for a few more before its nodes split.
+pub(super) const BULK_KEYS: usize = LEAF_KEYS_MAX / 8 * 7;
+pub(super) const BULK_CHILDREN: usize = CHILDREN_MAX / 8 * 7;
+/// Key bytes of a leaf that is made as a whole, unless one key has more.
+pub(super) const BULK_KEY_BYTES_MAX: usize = LEAF_KEY_BYTES_MAX / 8 * 7;
+
 /// A subtree, and what is known of it from above.
 #[derive(Clone, Debug)]
 pub(super) struct Child {

@@ -115,8 +115,19 @@ impl<'a> From<&'a Row> for StoredRow<'a> {
     }
 }
 
+/// Rows that can be read in order.
+pub(super) trait RowScan: fmt::Debug + Send + Sync {
+    /// Shows the rows from `from` on in ascending order, in one read transaction, until told to
+    /// stop.
+    fn scan(
+        &self,
+        from: RowRevision,
+        show: &mut dyn FnMut(StoredRow<'_>) -> ControlFlow<()>,
+    ) -> Result<(), Damage>;
+}
+
 /// Stored rows. The backend in production, memory in tests.
-pub(super) trait RowSource: fmt::Debug + Send + Sync {
+pub(super) trait RowSource: RowScan {
     /// Reads the rows at `wanted`, which ascend, in one read transaction; `found` learns the place
     /// in `wanted` of each that is there.
     fn fetch(
@@ -125,13 +136,8 @@ pub(super) trait RowSource: fmt::Debug + Send + Sync {
         found: &mut dyn FnMut(usize, StoredRow<'_>),
     ) -> Result<(), Damage>;
 
-    /// Shows the rows from `from` on in ascending order, in one read transaction, until told to
-    /// stop.
-    fn scan(
-        &self,
-        from: RowRevision,
-        show: &mut dyn FnMut(StoredRow<'_>) -> ControlFlow<()>,
-    ) -> Result<(), Damage>;
+    /// The same rows, for somebody who reads all of them once, while nobody writes.
+    fn survey(&self) -> Result<Box<dyn RowScan>, Damage>;
 
     /// How far compactions have come by now. It is stored before the first row is deleted, so
     /// whoever asks after reading learns of every deletion that may have been in the way.

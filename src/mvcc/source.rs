@@ -5,11 +5,11 @@
 
 use std::{ops::ControlFlow, sync::Arc};
 
-use super::rows::{Damage, RowSource, StoredCompactions, StoredRow};
+use super::rows::{Damage, RowScan, RowSource, StoredCompactions, StoredRow};
 use crate::{
     model::{Revision, RowRevision},
     storage::{
-        Backend, BackendError, Reader, RowRef,
+        Backend, BackendError, Reader, RowRef, Survey,
         keys::parse_etcd_revision,
         tables::{FINISHED_COMPACT_REVISION, SCHEDULED_COMPACT_REVISION, Table},
     },
@@ -18,6 +18,32 @@ use crate::{
 /// Revisions between two wanted rows up to which the cursor walks on: a step costs about a tenth
 /// of a lookup.
 const WALK_REVISIONS_MAX: i64 = 8;
+
+impl RowScan for Backend {
+    fn scan(
+        &self,
+        from: RowRevision,
+        show: &mut dyn FnMut(StoredRow<'_>) -> ControlFlow<()>,
+    ) -> Result<(), Damage> {
+        let reader = self.reader()?;
+        for row in reader.row_refs(from)? {
+            if show(row?.into()).is_break() {
+                break;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl RowScan for Survey {
+    fn scan(
+        &self,
+        from: RowRevision,
+        show: &mut dyn FnMut(StoredRow<'_>) -> ControlFlow<()>,
+    ) -> Result<(), Damage> {
+        Ok(self.rows(from, &mut |row| show(row.into()))?)
+    }
+}
 
 impl RowSource for Backend {
     fn fetch(
@@ -41,18 +67,8 @@ impl RowSource for Backend {
         Ok(())
     }
 
-    fn scan(
-        &self,
-        from: RowRevision,
-        show: &mut dyn FnMut(StoredRow<'_>) -> ControlFlow<()>,
-    ) -> Result<(), Damage> {
-        let reader = self.reader()?;
-        for row in reader.row_refs(from)? {
-            if show(row?.into()).is_break() {
-                break;
-            }
-        }
-        Ok(())
+    fn survey(&self) -> Result<Box<dyn RowScan>, Damage> {
+        Ok(Box::new(Self::survey(self)?))
     }
 
     fn compactions(&self) -> Result<StoredCompactions, Damage> {

@@ -145,11 +145,16 @@ impl Backend {
     /// # Errors
     /// - [`BackendError::Lmdb`] if too many are open.
     pub fn reader(&self) -> Result<Reader<'_>, BackendError> {
-        let environment = self.0.current.load_full();
+        let environment = self.environment();
         let txn = environment.env.clone().static_read_txn();
         let txn = txn.map_err(|source| environment.failed(source))?;
         metrics::OPEN_READ_TRANSACTIONS.inc();
         Ok(Reader { txn, environment, _backend: self })
+    }
+
+    /// The environment as it is now.
+    pub(super) fn environment(&self) -> Arc<Environment> {
+        self.0.current.load_full()
     }
 
     /// The size as of the last commit.

@@ -1,6 +1,6 @@
 //! One open LMDB environment and its databases.
 //!
-//! Decides LMDB's settings. Owned by the backend; the only file with `unsafe` here.
+//! Decides LMDB's settings. Owned by the backend; beside `survey` the only file with `unsafe` here.
 //!
 //! - Synced commits, no writable map. `NOSYNC` and `WRITEMAP` can corrupt the file when the power
 //!   fails. `NOMETASYNC` would save one of two disk flushes per commit, but then a commit that was
@@ -53,7 +53,7 @@ pub(super) struct Environment {
     tables: [Tree; Table::ALL.len()],
     /// The data file, for errors.
     pub(super) file: PathBuf,
-    page_bytes: u64,
+    pub(super) page_bytes: u64,
 }
 
 /// How large the database is, in bytes.
