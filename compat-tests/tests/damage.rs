@@ -11,10 +11,11 @@ use std::{
 };
 
 use oxetcd_compat_tests::{
-    files, official,
+    files,
     script::{Call, Client},
     server::{Attempt, Ended, Kind, Server},
 };
+use oxetcd_tools::official;
 use proto::etcdserverpb::{PutRequest, RangeRequest};
 
 /// Few entries per snapshot, so that the log begins behind the first of them.

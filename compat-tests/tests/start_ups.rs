@@ -7,7 +7,8 @@ use std::{
     process::{Command, Stdio},
 };
 
-use oxetcd_compat_tests::{official, server::oxetcd_program};
+use oxetcd_compat_tests::server::oxetcd_program;
+use oxetcd_tools::official;
 use serde_json::Value;
 use tempfile::TempDir;
 

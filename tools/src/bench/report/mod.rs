@@ -189,6 +189,9 @@ fn own_figures(outcome: &Outcome) -> String {
 
 /// A figure with three significant digits.
 fn number(value: f64) -> String {
+    if value.is_infinite() {
+        return "-".to_owned();
+    }
     let digits = match value.abs() {
         large if 100.0 <= large => 0,
         middle if 10.0 <= middle => 1,
