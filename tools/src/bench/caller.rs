@@ -12,8 +12,7 @@ use anyhow::{Context, bail, ensure};
 use prost::Message;
 use proto::etcdserverpb::{
     CompactionRequest, CompactionResponse, DefragmentRequest, DefragmentResponse,
-    LeaseGrantRequest, LeaseGrantResponse, RangeRequest, RangeResponse, StatusRequest,
-    StatusResponse,
+    LeaseGrantRequest, LeaseGrantResponse, RangeRequest, RangeResponse,
 };
 
 use super::{
@@ -129,15 +128,6 @@ impl Caller {
         let request = RangeRequest { key: "\0".into(), count_only: true, ..Default::default() };
         let answer = self.range(&request)?;
         Ok(answer.header.context("an answer has a header")?.revision)
-    }
-
-    /// The version the server tells.
-    ///
-    /// # Errors
-    /// As [`Caller::call`].
-    pub fn version(&mut self) -> anyhow::Result<String> {
-        let answer: StatusResponse = self.call(path::STATUS, &StatusRequest::default())?;
-        Ok(answer.version)
     }
 
     /// Drops history below `revision`; returns when it is gone.

@@ -22,8 +22,6 @@ pub const LEASE_GRANT: &str = "/etcdserverpb.Lease/LeaseGrant";
 pub const LEASE_KEEP_ALIVE: &str = "/etcdserverpb.Lease/LeaseKeepAlive";
 /// LeaseLeases.
 pub const LEASE_LEASES: &str = "/etcdserverpb.Lease/LeaseLeases";
-/// Status.
-pub const STATUS: &str = "/etcdserverpb.Maintenance/Status";
 /// Defragment.
 pub const DEFRAGMENT: &str = "/etcdserverpb.Maintenance/Defragment";
 /// Snapshot.

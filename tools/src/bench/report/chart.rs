@@ -15,12 +15,17 @@ const IN_FLIGHT: [&str; 5] = ["1", "8", "64", "256", "1000"];
 /// Picks one server's figures out of a pair.
 type Side = fn(&Pair) -> &Figures;
 
+/// Sizes of the store in the chart of growth.
+const SIZES: [(&str, &str); 4] =
+    [("1000", "1 k"), ("100000", "100 k"), ("1000000", "1 M"), ("10000000", "10 M")];
+
 /// The charts that have something to show, with their names.
 pub(super) fn charts(outcomes: &[Outcome]) -> Vec<(&'static str, String)> {
     let all = [
         ("latency", latency(outcomes)),
         ("throughput", by_concurrency(outcomes, "ops", "Throughput", "op/s")),
         ("cpu", by_concurrency(outcomes, "cpu", "Processor time of the server", "s per 100,000")),
+        ("growth", growth(outcomes)),
     ];
     all.into_iter().filter_map(|(name, chart)| Some((name, chart?.svg()?))).collect()
 }
@@ -73,6 +78,22 @@ fn by_concurrency(outcomes: &[Outcome], figure: &str, title: &str, unit: &str) -
         below: "requests in flight".to_owned(),
         left: unit.to_owned(),
         ticks: IN_FLIGHT.map(str::to_owned).to_vec(),
+        series,
+    })
+}
+
+fn growth(outcomes: &[Outcome]) -> Option<Chart> {
+    let pairs = pairs(outcomes, "growth")?;
+    let mut series = Vec::new();
+    for (operation, dashed) in [("put", false), ("list", true)] {
+        let names = SIZES.map(|(keys, _)| format!("{keys}.{operation}.cpu"));
+        series.extend(both(pairs, &format!(" {operation}"), dashed, &names));
+    }
+    Some(Chart {
+        title: "Processor time of the server".to_owned(),
+        below: "keys in the store (list: 500 of them)".to_owned(),
+        left: "s per 100,000".to_owned(),
+        ticks: SIZES.map(|(_, name)| name.to_owned()).to_vec(),
         series,
     })
 }

@@ -31,14 +31,14 @@ fn add(page: &mut String, text: std::fmt::Arguments<'_>) {
 fn head(report: &Report, page: &mut String) {
     let machine = &report.machine;
     let (official, ours) = &report.versions;
-    let official = official.as_ref().map_or_else(|| "not run".to_owned(), |one| format!("v{one}"));
+    let official = official.as_deref().unwrap_or("not run");
     add(
         page,
         format_args!(
             "# oxetcd and etcd, side by side\n\n\
              | | |\n|---|---|\n\
              | date | {} |\n\
-             | etcd | {official}, official build |\n\
+             | etcd | {official} |\n\
              | oxetcd | {ours} |\n\
              | machine | {} x {}, {} GiB, {}, {} |\n\
              | quiet disk | {:.0} us per sync of 4 KiB (median) |\n\

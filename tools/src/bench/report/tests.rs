@@ -34,7 +34,7 @@ fn report(outcomes: Vec<Outcome>) -> Report {
     Report {
         machine,
         date: "2026-01-31".to_owned(),
-        versions: (Some("3.7.1".to_owned()), "0.1.0".to_owned()),
+        versions: (Some("etcd Version: 3.7.1".to_owned()), "oxetcd 0.1.0".to_owned()),
         disturbed: Disturbed::Discard,
         quiet_median_micros: 95.0,
         window_seconds: 3.0,
