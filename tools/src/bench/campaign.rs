@@ -106,12 +106,12 @@ impl Outcome {
     }
 }
 
-/// Runs all rows.
+/// Runs all rows. The quiet median of the disk is lowered when a quieter time is met.
 ///
 /// # Errors
 /// If the work directory cannot be used. A server that fails is a row's trouble, not an error.
 pub fn run(
-    settings: &Settings,
+    settings: &mut Settings,
     rows: &[&'static Row],
     say: &mut dyn FnMut(&str),
 ) -> anyhow::Result<Vec<Outcome>> {
@@ -133,7 +133,7 @@ pub fn run(
 
 /// Repeats one scenario until its rows have their pairs.
 fn repeat(
-    settings: &Settings,
+    settings: &mut Settings,
     scenario: Scenario,
     outcomes: &mut BTreeMap<&str, Outcome>,
     say: &mut dyn FnMut(&str),
@@ -168,24 +168,26 @@ type Samples = BTreeMap<Side, BTreeMap<&'static str, Sample>>;
 
 /// One life of each server, in the order of this attempt.
 fn pair(
-    settings: &Settings,
+    settings: &mut Settings,
     scenario: Scenario,
     attempt: usize,
     wanted: &BTreeSet<&'static str>,
     say: &mut dyn FnMut(&str),
 ) -> anyhow::Result<Samples> {
-    let mut order = vec![(Side::Ours, &settings.programs.ours)];
-    if let Some(official) = &settings.programs.official {
+    let mut order = vec![(Side::Ours, settings.programs.ours.clone())];
+    if let Some(official) = settings.programs.official.clone() {
         order.insert(attempt % 2, (Side::Official, official));
     }
     let mut samples = Samples::new();
     for (side, program) in order {
         let started = std::time::Instant::now();
-        let server = Server::start(side, program, &settings.work_dir, &scenario.options())?;
+        let server = Server::start(side, &program, &settings.work_dir, &scenario.options())?;
         let mut life = Life::new(server, &settings.plan, wanted);
         life.ends_with_kill = attempt == 0;
         scenario.run(&mut life).with_context(|| format!("on {}", side.name()))?;
+        let quietest = life.quietest_median_micros();
         samples.insert(side, life.into_samples());
+        settings.plan.quiet_median_micros = quietest;
         say(&format!("  {} took {:.0} s", side.name(), started.elapsed().as_secs_f64()));
     }
     Ok(samples)

@@ -225,6 +225,15 @@ pub fn memory(pid: u32) -> anyhow::Result<Memory> {
     Ok(Memory { resident: kib("VmRSS:")? * 1024, anonymous: kib("RssAnon:")? * 1024 })
 }
 
+/// Processor time of all children that ended and were waited for.
+///
+/// # Errors
+/// If the system does not tell.
+pub fn ended_children() -> anyhow::Result<Duration> {
+    let own = Process::read(std::process::id())?;
+    Ok(ticks(own.family_ticks - own.ticks))
+}
+
 /// How often memory is looked at.
 const MEMORY_EVERY: Duration = Duration::from_millis(2);
 

@@ -139,7 +139,7 @@ fn run(arguments: &Arguments, say: &mut dyn FnMut(&str)) -> anyhow::Result<Repor
     if BUSY_MICROS < quiet_median_micros {
         say("that is slow for a quiet disk: if somebody else uses it, the figures mean little");
     }
-    let settings = Settings {
+    let mut settings = Settings {
         pairs: arguments.pairs.unwrap_or(pairs),
         disturbed: if arguments.keep_disturbed { Disturbed::Keep } else { Disturbed::Discard },
         plan: Plan {
@@ -153,13 +153,13 @@ fn run(arguments: &Arguments, say: &mut dyn FnMut(&str)) -> anyhow::Result<Repor
         programs,
     };
     let versions = versions(&settings.programs)?;
-    let outcomes = campaign::run(&settings, &rows, say)?;
+    let outcomes = campaign::run(&mut settings, &rows, say)?;
     let report = Report {
         machine: Machine::look(&settings.work_dir),
         date: machine::today(),
         versions,
         disturbed: settings.disturbed,
-        quiet_median_micros,
+        quiet_median_micros: settings.plan.quiet_median_micros,
         window_seconds: seconds,
         outcomes,
     };

@@ -62,13 +62,22 @@ pub struct Life<'a> {
     pub ends_with_kill: bool,
     wanted: &'a BTreeSet<&'static str>,
     samples: BTreeMap<&'static str, Sample>,
+    /// The lowest median of a sync that any probe found, in microseconds.
+    quietest_median_micros: f64,
 }
 
 impl<'a> Life<'a> {
     /// A life of `server` that measures the rows in `wanted`.
     #[must_use]
     pub const fn new(server: Server, plan: &'a Plan, wanted: &'a BTreeSet<&'static str>) -> Self {
-        Self { server, plan, ends_with_kill: false, wanted, samples: BTreeMap::new() }
+        Self {
+            server,
+            plan,
+            ends_with_kill: false,
+            wanted,
+            samples: BTreeMap::new(),
+            quietest_median_micros: plan.quiet_median_micros,
+        }
     }
 
     /// Whether this row is to be measured.
@@ -106,6 +115,12 @@ impl<'a> Life<'a> {
         self.samples
     }
 
+    /// The lowest median of a sync so far, in microseconds.
+    #[must_use]
+    pub const fn quietest_median_micros(&self) -> f64 {
+        self.quietest_median_micros
+    }
+
     /// A connection for single calls.
     ///
     /// # Errors
@@ -136,7 +151,9 @@ impl<'a> Life<'a> {
         let outcome = measured(self)?;
         let cost = window.close()?;
         let after = Probe::take(self.server.dir())?;
-        let quiet = self.plan.quiet_median_micros;
+        let quietest = before.median_micros.min(after.median_micros);
+        self.quietest_median_micros = self.quietest_median_micros.min(quietest);
+        let quiet = self.quietest_median_micros;
         let reason = if DISTURBANCE_MAX < cost.disturbance {
             Some(format!("others used {:.0} % of the processors", cost.disturbance * 100.0))
         } else if let Some(probe) = [before, after].iter().find(|probe| probe.is_disturbed(quiet)) {
