@@ -61,6 +61,17 @@ pub enum Until<'a> {
     Told(&'a AtomicBool),
 }
 
+/// Sets a flag when it goes, however that happens: whoever waits for the flag must not wait for a
+/// thread that panicked.
+#[derive(Debug)]
+pub struct TellAtEnd<'a>(pub &'a AtomicBool);
+
+impl Drop for TellAtEnd<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Release);
+    }
+}
+
 /// How often a load looks whether it is told to end.
 const LOOK_EVERY: Duration = Duration::from_millis(5);
 

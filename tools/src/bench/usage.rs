@@ -14,7 +14,7 @@ use std::{
 
 use anyhow::{Context, ensure};
 
-use super::probe::pause;
+use super::{load::TellAtEnd, probe::pause};
 
 /// The flag of a kernel thread in `/proc/PID/stat`.
 const KERNEL_THREAD: u64 = 0x0020_0000;
@@ -254,8 +254,10 @@ pub fn growth<T>(pid: u32, work: impl FnOnce() -> anyhow::Result<T>) -> anyhow::
             }
             peak
         });
-        let outcome = work();
-        done.store(true, Ordering::Release);
+        let outcome = {
+            let _end = TellAtEnd(&done);
+            work()
+        };
         let peak = watcher.join().expect("reading a file does not panic");
         Ok((outcome?, peak - before))
     })

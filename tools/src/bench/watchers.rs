@@ -21,7 +21,7 @@ use proto::etcdserverpb::{
 
 use super::{
     http2::{Answer, Connection, Handler, Poller, StreamId},
-    load::CONNECTIONS,
+    load::{CONNECTIONS, TellAtEnd},
     path,
 };
 
@@ -93,8 +93,10 @@ pub fn watching<T>(
     std::thread::scope(|scope| {
         let watchers = scope.spawn(|| thread.run(address, spread, create));
         let observer = Observer { seen: &seen, progress };
-        let outcome = work(&observer);
-        seen.end.store(true, Ordering::Release);
+        let outcome = {
+            let _end = TellAtEnd(&seen.end);
+            work(&observer)
+        };
         let arrivals = watchers.join().expect("a thread of watchers reports faults as errors");
         // A watcher that failed is the reason why the work waited in vain.
         let arrivals = arrivals?;

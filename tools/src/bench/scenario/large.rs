@@ -8,7 +8,7 @@
 //! ```
 
 use std::{
-    sync::atomic::{AtomicBool, Ordering},
+    sync::atomic::AtomicBool,
     time::{Duration, Instant},
 };
 
@@ -19,7 +19,7 @@ use super::life::{Life, count, megabytes};
 use crate::bench::{
     caller::Caller,
     ledger::Ledger,
-    load::{CONNECTIONS, Generator, Shape, Until},
+    load::{CONNECTIONS, Generator, Shape, TellAtEnd, Until},
     path,
     probe::pause,
     requests::{Puts, Same},
@@ -183,12 +183,12 @@ fn meanwhile(
         std::thread::scope(|scope| {
             let over = &over;
             let working = scope.spawn(move || {
+                let _end = TellAtEnd(over);
                 let started = Instant::now();
                 let outcome = work(&mut caller);
                 let took = started.elapsed();
                 // Too few puts would make no percentile.
                 pause(MEANWHILE_MIN.saturating_sub(took));
-                over.store(true, Ordering::Release);
                 outcome.map(|()| took)
             });
             let tally = generator.run(MEANWHILE, Until::Told(over), &mut Puts { ledger })?;

@@ -2,7 +2,7 @@
 
 use std::{
     net::SocketAddr,
-    sync::atomic::{AtomicBool, Ordering},
+    sync::atomic::AtomicBool,
     time::{Duration, Instant},
 };
 
@@ -13,7 +13,7 @@ use super::life::{Life, count};
 use crate::bench::{
     caller::Caller,
     ledger::Ledger,
-    load::{Requests, Shape, Until},
+    load::{Requests, Shape, TellAtEnd, Until},
     path,
     probe::pause,
     requests::{Grants, KeepAlives, Puts},
@@ -102,9 +102,8 @@ fn expiry(life: &mut Life<'_>) -> anyhow::Result<()> {
         let mut generator = life.generator(8)?;
         std::thread::scope(|scope| {
             let counting = scope.spawn(|| {
-                let expired = count_expired(address, count(bytes_of_all), first_due, watched);
-                over.store(true, Ordering::Release);
-                expired
+                let _end = TellAtEnd(&over);
+                count_expired(address, count(bytes_of_all), first_due, watched)
             });
             let mut puts = Puts { ledger: &mut ledger };
             let tally = generator.run(shape, Until::Told(&over), &mut puts)?;

@@ -6,14 +6,14 @@
 
 use std::{
     process::{Command, Stdio},
-    sync::atomic::{AtomicBool, Ordering},
+    sync::atomic::AtomicBool,
     time::Duration,
 };
 
 use super::life::Life;
 use crate::bench::{
     ledger::Ledger,
-    load::{Shape, Until},
+    load::{Shape, TellAtEnd, Until},
     requests::{Gets, Puts, Reading},
     server::Options,
 };
@@ -88,8 +88,10 @@ fn measure(life: &mut Life<'_>) -> anyhow::Result<()> {
     let tally = std::thread::scope(|scope| {
         let load = scope
             .spawn(|| putting.run(PUTS, Until::Told(&over), &mut Puts { ledger: &mut ledger }));
-        let gets = life.load(ROW, "during.", GETS, &mut Gets::new(&keys, Reading::Linearizable));
-        over.store(true, Ordering::Release);
+        let gets = {
+            let _end = TellAtEnd(&over);
+            life.load(ROW, "during.", GETS, &mut Gets::new(&keys, Reading::Linearizable))
+        };
         let puts = load.join().expect("a load reports faults as errors");
         gets.and(puts)
     })?;
