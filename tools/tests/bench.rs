@@ -49,19 +49,22 @@ fn verification_passes_after_a_kill_and_catches_a_lost_key() {
     server.kill();
     server.resume().unwrap();
     let mut caller = Caller::connect(server.address()).unwrap();
-    caller.verify(&ledger, base + 500).unwrap();
-    assert!(caller.verify(&ledger, base + 501).is_err(), "an acknowledged write more was made");
+    caller.verify(&ledger, &(base + 500..=base + 500)).unwrap();
+    assert!(
+        caller.verify(&ledger, &(base + 501..=base + 501)).is_err(),
+        "an acknowledged write more was made"
+    );
 
     let (_, lost) = ledger.sample(10)[4];
     let delete = DeleteRangeRequest { key: lost.to_vec().into(), ..Default::default() };
     let answer: DeleteRangeResponse = caller.call(path::DELETE_RANGE, &delete).unwrap();
     assert_eq!(answer.deleted, 1);
-    let error = caller.verify(&ledger, base + 501).unwrap_err().to_string();
+    let error = caller.verify(&ledger, &(base + 501..=base + 501)).unwrap_err().to_string();
     assert!(error.contains("199 keys were found of 200"), "{error}");
 
     let other = PutRequest { key: lost.to_vec().into(), value: "x".into(), ..Default::default() };
     let _answer: PutResponse = caller.call(path::PUT, &other).unwrap();
-    let error = caller.verify(&ledger, base + 502).unwrap_err().to_string();
+    let error = caller.verify(&ledger, &(base + 502..=base + 502)).unwrap_err().to_string();
     assert!(error.contains("does not hold the value of put"), "{error}");
 }
 

@@ -5,6 +5,7 @@
 
 use std::{
     net::SocketAddr,
+    ops::RangeInclusive,
     time::{Duration, Instant},
 };
 
@@ -159,11 +160,15 @@ impl Caller {
         Ok(answer.id)
     }
 
-    /// Compares the server with a ledger, at the revision that the acknowledged writes led to.
+    /// Compares the server with a ledger; `revisions` are those that the writes can have led to.
     ///
     /// # Errors
     /// If an acknowledged write is missing.
-    pub fn verify(&mut self, ledger: &Ledger, revision_wanted: i64) -> anyhow::Result<()> {
+    pub fn verify(
+        &mut self,
+        ledger: &Ledger,
+        revisions: &RangeInclusive<i64>,
+    ) -> anyhow::Result<()> {
         let all = RangeRequest {
             key: ledger.prefix().into(),
             range_end: ledger.range_end().into(),
@@ -180,6 +185,6 @@ impl Caller {
             values.push(answer.kvs.into_iter().next().map(|kv| kv.value.to_vec()));
         }
         let found = Found { revision, count: answer.count, values };
-        ledger::check(ledger, &sample, revision_wanted, &found)
+        ledger::check(ledger, &sample, revisions, &found)
     }
 }

@@ -151,58 +151,69 @@ fn repeat(
         }
         let names = wanted.iter().copied().collect::<Vec<_>>().join(" ");
         say(&format!("{scenario:?}, pair {}: {names}", attempt + 1));
-        match pair(settings, scenario, attempt, &wanted, say) {
-            Ok(samples) => note(settings, samples, &wanted, outcomes, say),
-            Err(error) => {
-                say(&format!("  failed: {error:#}"));
-                for id in &wanted {
-                    let outcome = outcomes.get_mut(id).expect("wanted rows come from there");
-                    outcome.trouble = Some(Trouble::Failed(format!("{error:#}")));
-                }
-            }
-        }
+        let lives = pair(settings, scenario, attempt, &wanted, say);
+        note(settings, lives, &wanted, outcomes, say);
     }
 }
 
-type Samples = BTreeMap<Side, BTreeMap<&'static str, Sample>>;
+/// What a pair of lives left.
+#[derive(Default)]
+struct Lives {
+    samples: BTreeMap<Side, BTreeMap<&'static str, Sample>>,
+    /// Why one of them ended early, or ended badly.
+    fault: Option<anyhow::Error>,
+}
 
-/// One life of each server, in the order of this attempt.
+/// One life of each server, in the order of this attempt. The second is lived whatever becomes of
+/// the first.
 fn pair(
     settings: &mut Settings,
     scenario: Scenario,
     attempt: usize,
     wanted: &BTreeSet<&'static str>,
     say: &mut dyn FnMut(&str),
-) -> anyhow::Result<Samples> {
+) -> Lives {
     let mut order = vec![(Side::Ours, settings.programs.ours.clone())];
     if let Some(official) = settings.programs.official.clone() {
         order.insert(attempt % 2, (Side::Official, official));
     }
-    let mut samples = Samples::new();
+    let mut lives = Lives::default();
     for (side, program) in order {
         let started = std::time::Instant::now();
-        let server = Server::start(side, &program, &settings.work_dir, &scenario.options())?;
+        let options = scenario.options();
+        let server = match Server::start(side, &program, &settings.work_dir, &options) {
+            Ok(server) => server,
+            Err(error) => {
+                lives.fault = Some(error);
+                continue;
+            }
+        };
         let mut life = Life::new(server, &settings.plan, wanted);
         life.ends_with_kill = attempt == 0;
-        scenario.run(&mut life).with_context(|| format!("on {}", side.name()))?;
+        if let Err(error) = scenario.run(&mut life) {
+            let error = error.context(format!("on {}", side.name()));
+            say(&format!("  failed {error:#}"));
+            lives.fault.get_or_insert(error);
+        }
         let quietest = life.quietest_median_micros();
-        samples.insert(side, life.into_samples());
+        lives.samples.insert(side, life.into_samples());
         settings.plan.quiet_median_micros = quietest;
         say(&format!("  {} took {:.0} s", side.name(), started.elapsed().as_secs_f64()));
     }
-    Ok(samples)
+    lives
 }
 
 /// Puts the samples of one pair where they belong (P1).
 fn note(
     settings: &Settings,
-    mut samples: Samples,
+    mut lives: Lives,
     wanted: &BTreeSet<&'static str>,
     outcomes: &mut BTreeMap<&str, Outcome>,
     say: &mut dyn FnMut(&str),
 ) {
+    let mut failed = 0;
     for id in wanted {
-        let mut take = |side| samples.get_mut(&side).and_then(|all| all.remove(id));
+        let mut take = |side| lives.samples.get_mut(&side).and_then(|all| all.remove(id));
         let (official, ours) = (take(Side::Official), take(Side::Ours).unwrap_or_default());
         let official = official.unwrap_or_default();
         let outcome = outcomes.get_mut(id).expect("wanted rows come from there");
@@ -212,6 +223,11 @@ fn note(
         }
         let disturbed = official.disturbed.or(ours.disturbed);
         let pair = Pair { official: official.figures, ours: ours.figures };
+        if let Some(fault) = lives.fault.as_ref().filter(|_| !outcome.row.is_complete(&pair)) {
+            outcome.trouble = Some(Trouble::Failed(format!("{fault:#}")));
+            failed += 1;
+            continue;
+        }
         match disturbed {
             Some(reason) if settings.disturbed == Disturbed::Discard => {
                 say(&format!("  {id}: discarded, {reason}"));
@@ -219,5 +235,93 @@ fn note(
             }
             _ => outcome.pairs.push(pair),
         }
+    }
+    // A fault that kept no figure back was found at the end: something was lost, and whose load did
+    // it cannot be told.
+    if let Some(fault) = lives.fault.filter(|_| failed == 0) {
+        for id in wanted {
+            let outcome = outcomes.get_mut(id).expect("wanted rows come from there");
+            outcome.trouble = Some(Trouble::Failed(format!("{fault:#}")));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        collections::{BTreeMap, BTreeSet},
+        path::PathBuf,
+        time::Duration,
+    };
+
+    use super::{Disturbed, Lives, Outcome, Programs, Sample, Settings, Side, note};
+    use crate::bench::{rows::ROWS, scenario::Plan};
+
+    fn settings() -> Settings {
+        Settings {
+            programs: Programs { official: None, ours: PathBuf::new() },
+            pairs: 1,
+            disturbed: Disturbed::Discard,
+            plan: Plan {
+                window: Duration::from_secs(1),
+                warm_up: Duration::from_secs(1),
+                large: 1,
+                sizes: &[],
+                quiet_median_micros: 100.0,
+            },
+            work_dir: PathBuf::new(),
+        }
+    }
+
+    fn sample(disturbed: Option<&str>) -> Sample {
+        let figures = [("ops", 2.0), ("cpu", 1.0)].map(|(name, value)| (name.to_owned(), value));
+        Sample { figures: figures.into(), disturbed: disturbed.map(str::to_owned), not_run: None }
+    }
+
+    /// Both servers have these samples of `put-1`; `put-64` was wanted too.
+    fn noted(
+        official: Option<Sample>,
+        ours: Option<Sample>,
+        fault: Option<&str>,
+    ) -> BTreeMap<&'static str, Outcome> {
+        let wanted: BTreeSet<_> = ["put-1", "put-64"].into();
+        let rows = ROWS.iter().filter(|row| wanted.contains(row.id));
+        let outcome = |row| Outcome { row, pairs: vec![], discarded: vec![], trouble: None };
+        let mut outcomes: BTreeMap<_, _> = rows.map(|row| (row.id, outcome(row))).collect();
+        let mut lives =
+            Lives { fault: fault.map(|text| anyhow::anyhow!("{text}")), ..Lives::default() };
+        for (side, one) in [(Side::Official, official), (Side::Ours, ours)] {
+            let both = one.map(|one| [("put-1", one.clone()), ("put-64", one)].into());
+            lives.samples.insert(side, both.unwrap_or_default());
+        }
+        // Ours did not get as far as the second row in the lives that failed half-way.
+        if fault == Some("half-way") {
+            lives.samples.get_mut(&Side::Ours).unwrap().remove("put-64");
+        }
+        note(&settings(), lives, &wanted, &mut outcomes, &mut |_| {});
+        outcomes
+    }
+
+    #[test]
+    fn pair_counts_unless_one_side_was_disturbed() {
+        let outcomes = noted(Some(sample(None)), Some(sample(None)), None);
+        assert_eq!(outcomes["put-1"].pairs.len(), 1);
+        let outcomes = noted(Some(sample(Some("a busy disk"))), Some(sample(None)), None);
+        let one = &outcomes["put-1"];
+        assert_eq!((one.pairs.len(), one.discarded.len()), (0, 1));
+        assert_eq!(one.discarded[0].1, "a busy disk");
+    }
+
+    #[test]
+    fn fault_half_way_fails_the_rows_behind_it() {
+        let outcomes = noted(Some(sample(None)), Some(sample(None)), Some("half-way"));
+        assert!(!outcomes["put-1"].failed() && outcomes["put-1"].pairs.len() == 1);
+        assert!(outcomes["put-64"].failed());
+    }
+
+    #[test]
+    fn loss_found_at_the_end_fails_every_row() {
+        let outcomes = noted(Some(sample(None)), Some(sample(None)), Some("a key is lost"));
+        assert!(outcomes.values().all(Outcome::failed), "{outcomes:?}");
     }
 }

@@ -84,6 +84,18 @@ pub enum Style {
     Stream,
 }
 
+/// What a refusal (a call that ends with an error) means.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refusals {
+    /// The run has failed.
+    Fatal,
+    /// It is counted, as an answer of [`REFUSAL_MICROS`]: it must not look better than a slow one.
+    Counted,
+}
+
+/// The latency that a refusal counts as, in microseconds: ten seconds.
+const REFUSAL_MICROS: u64 = 10_000_000;
+
 /// What is sent.
 pub trait Requests {
     /// The method called, such as `/etcdserverpb.KV/Put`.
@@ -102,6 +114,11 @@ pub trait Requests {
     /// Writes the next request for `slot` into `message`, which is empty.
     fn next(&mut self, slot: usize, message: &mut Vec<u8>);
 
+    /// What a refusal means. By default, that the run has failed.
+    fn refusals(&self) -> Refusals {
+        Refusals::Fatal
+    }
+
     /// An answer for `slot` arrived.
     ///
     /// # Errors
@@ -115,8 +132,10 @@ pub trait Requests {
 /// What a load measured.
 #[derive(Clone, Debug)]
 pub struct Tally {
-    /// Answers received.
+    /// Answers received, with refusals.
     pub operations: u64,
+    /// Refusals among them.
+    pub refused: u64,
     /// From the first request to the last answer.
     pub elapsed: Duration,
     /// Microseconds from the due time to the answer.
@@ -129,7 +148,7 @@ impl Tally {
     fn new() -> Self {
         let latency = Histogram::new_with_bounds(1, LATENCY_MICROS_MAX, 3);
         let latency = latency.expect("three digits from a microsecond to ten minutes fit");
-        Self { operations: 0, elapsed: Duration::ZERO, latency, bytes: 0 }
+        Self { operations: 0, refused: 0, elapsed: Duration::ZERO, latency, bytes: 0 }
     }
 
     /// Answers per second.
@@ -361,7 +380,16 @@ impl<'a> Run<'a> {
 
     fn answered(&mut self, at: usize, now: Instant) -> anyhow::Result<()> {
         let latency = now.saturating_duration_since(self.slots[at].due);
-        let micros = u64::try_from(latency.as_micros())?.clamp(1, LATENCY_MICROS_MAX);
+        self.finished(at, u64::try_from(latency.as_micros())?)
+    }
+
+    fn refused(&mut self, at: usize) -> anyhow::Result<()> {
+        self.tally.refused += 1;
+        self.finished(at, REFUSAL_MICROS)
+    }
+
+    fn finished(&mut self, at: usize, micros: u64) -> anyhow::Result<()> {
+        let micros = micros.clamp(1, LATENCY_MICROS_MAX);
         self.tally.latency.record(micros).context("a latency within the bounds")?;
         self.tally.operations += 1;
         ensure!(0 < self.in_flight, "more answers than requests");
@@ -413,7 +441,10 @@ impl Handler for Receiver<'_, '_> {
 
     fn ended(&mut self, stream: StreamId, status: u32, text: &str) {
         let Some(slot) = self.run.owners[self.connection].remove(&stream) else { return };
-        let outcome = if status != 0 {
+        let counted = self.run.requests.refusals() == Refusals::Counted;
+        let outcome = if status != 0 && counted {
+            self.run.refused(slot)
+        } else if status != 0 {
             Err(anyhow::anyhow!("{} answered {status}: {text}", self.run.requests.path()))
         } else if self.run.requests.style() == Style::Stream {
             Err(anyhow::anyhow!("{} ended", self.run.requests.path()))

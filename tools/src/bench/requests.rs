@@ -16,7 +16,7 @@ use proto::etcdserverpb::{
 use super::{
     http2::Answer,
     ledger::{KEY_BYTES, Ledger, VALUE_BYTES},
-    load::{Requests, Style},
+    load::{Refusals, Requests, Style},
     path,
 };
 
@@ -37,6 +37,25 @@ const _: () = assert!(VALUE_BYTES == 256, "VALUE_LENGTH is its varint");
 pub struct Puts<'a> {
     /// The keys, and what must be found of them later.
     pub ledger: &'a mut Ledger,
+}
+
+/// Puts that a server may refuse, because it is busy with something large. Which of them were is not
+/// noted, so their ledger cannot be checked.
+#[derive(Debug)]
+pub struct RefusablePuts<'a>(pub Puts<'a>);
+
+impl Requests for RefusablePuts<'_> {
+    fn path(&self) -> &'static str {
+        self.0.path()
+    }
+
+    fn next(&mut self, slot: usize, message: &mut Vec<u8>) {
+        self.0.next(slot, message);
+    }
+
+    fn refusals(&self) -> Refusals {
+        Refusals::Counted
+    }
 }
 
 impl Requests for Puts<'_> {

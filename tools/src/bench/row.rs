@@ -166,6 +166,14 @@ impl Bound {
     }
 }
 
+impl Row {
+    /// Whether a pair has a figure for every claim.
+    #[must_use]
+    pub fn is_complete(&self, pair: &Pair) -> bool {
+        self.criteria.iter().all(|criterion| criterion.measure.of(pair).is_some())
+    }
+}
+
 impl Criterion {
     /// The figures of all pairs that have one.
     #[must_use]

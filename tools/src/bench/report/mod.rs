@@ -159,8 +159,9 @@ const OPERATIONS: &str = "ops";
 const GENERATOR_SHARE_MAX: f64 = 0.25;
 
 /// Figures that a quick look can do without.
-const DETAILS: [&str; 8] = [
+const DETAILS: [&str; 9] = [
     "operations",
+    "refused",
     "generator_cpu",
     "generator_share",
     "system_cpu",

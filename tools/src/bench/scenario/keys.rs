@@ -45,10 +45,11 @@ impl Store {
 
     fn verify(&self, life: &Life<'_>) -> anyhow::Result<()> {
         let mut caller = life.caller()?;
+        let revision = self.revision()?;
         for ledger in [&self.puts, &self.created, &self.updated] {
             let name = life.side().name();
             caller
-                .verify(ledger, self.revision()?)
+                .verify(ledger, &(revision..=revision))
                 .with_context(|| format!("{name} has lost acknowledged writes"))?;
         }
         Ok(())

@@ -22,7 +22,7 @@ use crate::bench::{
     load::{CONNECTIONS, Generator, Shape, TellAtEnd, Until},
     path,
     probe::pause,
-    requests::{Puts, Same},
+    requests::{Puts, RefusablePuts, Same},
     usage,
 };
 
@@ -38,6 +38,8 @@ const PAGE: i64 = 500;
 const LARGE_PAGE: i64 = 10_000;
 /// How far back "an older revision" is, in puts.
 const OLDER: i64 = 1000;
+/// Keys that are put while something large goes on.
+const BESIDE_KEYS: u64 = 10_000;
 /// Time for a server to give back what a step allocated, before memory is read.
 const SETTLE: Duration = Duration::from_secs(3);
 /// Time in which the latency during something short is measured at least.
@@ -55,12 +57,22 @@ pub(super) fn run(life: &mut Life<'_>) -> anyhow::Result<()> {
     restart(life)?;
     memory(life, "restarted")?;
     full_lists(life, &ledger)?;
-    snapshot(life, &mut ledger)?;
+    let mut beside = Beside { ledger: Ledger::new("z/", BESIDE_KEYS), refused: 0 };
+    snapshot(life, &mut beside)?;
     if life.wants_any(&["compaction", "defragment"]) {
-        rewrite(life, &mut ledger)?;
+        rewrite(life, &mut ledger, &mut beside)?;
     }
-    let revision = base + i64::try_from(ledger.sent())?;
-    life.caller()?.verify(&ledger, revision).context("acknowledged writes are lost")
+    let sent = base + i64::try_from(ledger.sent() + beside.ledger.sent())?;
+    let refused = i64::try_from(beside.refused)?;
+    let revisions = sent - refused..=sent;
+    life.caller()?.verify(&ledger, &revisions).context("acknowledged writes are lost")
+}
+
+/// Puts beside something large, on keys of their own.
+struct Beside {
+    ledger: Ledger,
+    /// Puts that the server refused meanwhile.
+    refused: u64,
 }
 
 /// All keys of the ledger.
@@ -172,10 +184,11 @@ fn pages(caller: &mut Caller, ledger: &Ledger) -> anyhow::Result<u64> {
 fn meanwhile(
     life: &mut Life<'_>,
     row: &'static str,
-    ledger: &mut Ledger,
+    beside: &mut Beside,
     work: impl FnOnce(&mut Caller) -> anyhow::Result<()> + Send,
 ) -> anyhow::Result<()> {
-    life.load(row, "quiet.", MEANWHILE, &mut Puts { ledger })?;
+    let mut puts = RefusablePuts(Puts { ledger: &mut beside.ledger });
+    let quiet = life.load(row, "quiet.", MEANWHILE, &mut puts)?;
     let mut caller = life.caller()?;
     let mut generator = Generator::connect(life.server.address(), CONNECTIONS)?;
     let ((tally, took), cost) = life.window(row, |_| {
@@ -191,17 +204,18 @@ fn meanwhile(
                 pause(MEANWHILE_MIN.saturating_sub(took));
                 outcome.map(|()| took)
             });
-            let tally = generator.run(MEANWHILE, Until::Told(over), &mut Puts { ledger })?;
+            let tally = generator.run(MEANWHILE, Until::Told(over), &mut puts)?;
             let took = working.join().expect("a call reports faults as errors")?;
             Ok((tally, took))
         })
     })?;
+    beside.refused += quiet.refused + tally.refused;
     life.record_load(row, "during.", &tally, &cost);
     life.record(row, "seconds", took.as_secs_f64());
     Ok(())
 }
 
-fn snapshot(life: &mut Life<'_>, ledger: &mut Ledger) -> anyhow::Result<()> {
+fn snapshot(life: &mut Life<'_>, beside: &mut Beside) -> anyhow::Result<()> {
     if !life.wants("snapshot") {
         return Ok(());
     }
@@ -212,23 +226,22 @@ fn snapshot(life: &mut Life<'_>, ledger: &mut Ledger) -> anyhow::Result<()> {
     life.record("snapshot", "alone.seconds", cost.elapsed.as_secs_f64());
     life.record("snapshot", "alone.cpu", cost.server.as_secs_f64());
     life.record("snapshot", "answer", megabytes(bytes));
-    meanwhile(life, "snapshot", ledger, |caller| {
+    meanwhile(life, "snapshot", beside, |caller| {
         caller.count(path::SNAPSHOT, &SnapshotRequest {}).map(|_| ())
     })
 }
 
 /// A second version of every key, then what gets rid of the first ones.
-fn rewrite(life: &mut Life<'_>, ledger: &mut Ledger) -> anyhow::Result<()> {
+fn rewrite(life: &mut Life<'_>, ledger: &mut Ledger, beside: &mut Beside) -> anyhow::Result<()> {
     let keys = ledger.keys();
-    let mut puts = Puts { ledger: &mut *ledger };
-    life.generator(256)?.run(FILL, Until::Sent(keys), &mut puts)?;
+    life.generator(256)?.run(FILL, Until::Sent(keys), &mut Puts { ledger })?;
     let revision = life.caller()?.revision()?;
     if life.wants("compaction") {
-        meanwhile(life, "compaction", ledger, |caller| caller.compact(revision))?;
+        meanwhile(life, "compaction", beside, |caller| caller.compact(revision))?;
         life.record("compaction", "revisions", count(keys));
     }
     if life.wants("defragment") {
-        meanwhile(life, "defragment", ledger, Caller::defragment)?;
+        meanwhile(life, "defragment", beside, Caller::defragment)?;
     }
     Ok(())
 }

@@ -16,7 +16,7 @@ use crate::bench::{
     load::{Requests, Shape, TellAtEnd, Until},
     path,
     probe::pause,
-    requests::{Grants, KeepAlives, Puts},
+    requests::{Grants, KeepAlives, Puts, RefusablePuts},
     server::Side,
 };
 
@@ -105,7 +105,7 @@ fn expiry(life: &mut Life<'_>) -> anyhow::Result<()> {
                 let _end = TellAtEnd(&over);
                 count_expired(address, count(bytes_of_all), first_due, watched)
             });
-            let mut puts = Puts { ledger: &mut ledger };
+            let mut puts = RefusablePuts(Puts { ledger: &mut ledger });
             let tally = generator.run(shape, Until::Told(&over), &mut puts)?;
             let expired = counting.join().expect("counting reports faults as errors")?;
             Ok((tally, expired))

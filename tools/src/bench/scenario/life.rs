@@ -197,6 +197,7 @@ impl<'a> Life<'a> {
         let operations = count(tally.operations);
         let mut figure = |name: &str, value| self.record(row, &format!("{prefix}{name}"), value);
         figure("operations", operations);
+        figure("refused", count(tally.refused));
         figure("ops", tally.per_second());
         figure("cpu", cost.server.as_secs_f64() / operations * 1e5);
         figure("generator_cpu", cost.generator.as_secs_f64() / operations * 1e5);
