@@ -6,12 +6,16 @@ use std::fmt::Write;
 
 /// Size of a chart in pixels.
 const WIDTH: f64 = 720.0;
-const HEIGHT: f64 = 360.0;
+const HEIGHT: f64 = 380.0;
 /// Room for labels on the left, at the bottom, and at the top and right.
 const LEFT: f64 = 78.0;
 const BOTTOM: f64 = 52.0;
-const TOP: f64 = 42.0;
+const TOP: f64 = 68.0;
 const RIGHT: f64 = 24.0;
+
+/// Where names of series stand: below the title, side by side.
+const LEGEND_HEIGHT: f64 = 40.0;
+const LEGEND_STEP: f64 = 150.0;
 
 /// One line of a chart.
 #[derive(Clone, Debug)]
@@ -106,9 +110,8 @@ impl Chart {
                 format_args!("<circle cx=\"{x:.1}\" cy=\"{y:.1}\" r=\"3\" fill=\"{colour}\"/>\n"),
             );
         }
-        let row = u32::try_from(at).unwrap_or_default();
-        let x = WIDTH - RIGHT - 150.0 * f64::from(row % 4 + 1);
-        let y = 18.0 + 14.0 * f64::from(row / 4);
+        let place = u32::try_from(at).expect("a chart has a handful of series");
+        let (x, y) = (LEFT + LEGEND_STEP * f64::from(place), LEGEND_HEIGHT);
         add(
             out,
             format_args!(
@@ -177,7 +180,7 @@ mod tests {
     #[test]
     fn points_rise_with_their_values_and_gaps_are_left_out() {
         let svg = chart(vec![Some(10.0), None, Some(1000.0)]).svg().unwrap();
-        assert!(svg.contains("points=\"78.0,308.0 696.0,42.0\""), "{svg}");
+        assert!(svg.contains("points=\"78.0,328.0 696.0,68.0\""), "{svg}");
         assert_eq!(svg.matches("<circle").count(), 2, "{svg}");
         assert!(svg.contains("a &lt; b") && svg.ends_with("</svg>\n"), "{svg}");
     }
