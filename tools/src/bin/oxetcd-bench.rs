@@ -52,8 +52,8 @@ struct Arguments {
     #[arg(long)]
     list: bool,
 
-    /// Undisturbed pairs per row; a row with a large store takes a quarter, rounded. Default: 4, with
-    /// --full 10
+    /// Undisturbed pairs per row; rows of leases and of large stores take half as many. Default: 4,
+    /// with --full 10
     #[arg(long)]
     pairs: Option<usize>,
 

@@ -122,6 +122,11 @@ fn restart(life: &mut Life<'_>) -> anyhow::Result<()> {
         life.server.terminate()?;
         let took = life.server.resume()?;
         life.record("restart", "seconds", took.as_secs_f64());
+        // A window needs one process from end to end; whether the machine was busy shows just after.
+        life.window("restart", |life| {
+            pause(life.plan.warm_up);
+            Ok(())
+        })?;
     } else if life.wants("memory") {
         life.server.terminate()?;
         life.server.resume()?;

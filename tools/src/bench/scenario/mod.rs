@@ -59,8 +59,7 @@ impl Scenario {
     pub const fn pairs(self, wanted: usize) -> usize {
         match self {
             Self::Keys | Self::Watch | Self::SlowDisk => wanted,
-            Self::Lease => wanted.div_ceil(2),
-            Self::Large => wanted.div_ceil(4),
+            Self::Lease | Self::Large => wanted.div_ceil(2),
             Self::Growth => wanted.div_ceil(5),
         }
     }
