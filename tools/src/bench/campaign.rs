@@ -16,7 +16,7 @@ use anyhow::Context;
 use super::{
     row::{Pair, Row},
     scenario::{Life, Plan, Sample, Scenario},
-    server::{Server, Side},
+    server::{self, Server, Side},
 };
 
 /// Attempts per wanted pair, plus [`ATTEMPTS_MORE`]: how noisy a machine may be.
@@ -117,6 +117,7 @@ pub fn run(
 ) -> anyhow::Result<Vec<Outcome>> {
     std::fs::create_dir_all(&settings.work_dir)
         .with_context(|| format!("cannot create {}", settings.work_dir.display()))?;
+    server::remove_leftovers(&settings.work_dir)?;
     let mut outcomes: BTreeMap<&str, Outcome> = rows
         .iter()
         .map(|row| {

@@ -70,6 +70,26 @@ fn free_port() -> anyhow::Result<u16> {
     Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
 }
 
+/// Removes directories of runs that were cut off: their name ends with the id of a process that is
+/// gone.
+///
+/// # Errors
+/// If `work_dir` cannot be read.
+pub fn remove_leftovers(work_dir: &Path) -> anyhow::Result<()> {
+    for entry in fs::read_dir(work_dir)? {
+        let entry = entry?;
+        let name = entry.file_name().to_string_lossy().into_owned();
+        let Some((side, pid)) = name.rsplit_once('-') else { continue };
+        let ours = [Side::Official, Side::Ours].iter().any(|one| one.name() == side);
+        let gone = pid.parse::<u32>().is_ok() && !Path::new("/proc").join(pid).exists();
+        if ours && gone {
+            fs::remove_dir_all(entry.path())
+                .with_context(|| format!("cannot remove {}", entry.path().display()))?;
+        }
+    }
+    Ok(())
+}
+
 impl Server {
     /// Starts `program` on a fresh directory below `work_dir` and waits until it answers.
     ///
@@ -229,5 +249,30 @@ impl Drop for Server {
         self.kill();
         // What cannot be removed is overwritten by the next run.
         drop(fs::remove_dir_all(&self.dir));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::remove_leftovers;
+
+    #[test]
+    fn only_directories_of_processes_that_are_gone_are_removed() {
+        let dir = std::env::temp_dir().join(format!("leftovers-{}", std::process::id()));
+        let alive = format!("oxetcd-{}", std::process::id());
+        // Process ids end far below this.
+        for name in [&alive, "oxetcd-4294967295", "etcd-4294967295", "other-4294967295", "etcd"] {
+            fs::create_dir_all(dir.join(name).join("data")).unwrap();
+        }
+        remove_leftovers(&dir).unwrap();
+        let mut left: Vec<_> = fs::read_dir(&dir)
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect();
+        left.sort();
+        fs::remove_dir_all(&dir).unwrap();
+        assert_eq!(left, ["etcd".to_owned(), "other-4294967295".to_owned(), alive]);
     }
 }

@@ -159,7 +159,8 @@ const OPERATIONS: &str = "ops";
 const GENERATOR_SHARE_MAX: f64 = 0.25;
 
 /// Figures that a quick look can do without.
-const DETAILS: [&str; 9] = [
+const DETAILS: [&str; 10] = [
+    "anonymous",
     "operations",
     "refused",
     "generator_cpu",

@@ -189,6 +189,8 @@ impl<'a> Life<'a> {
         let measured = |_: &mut Self| generator.run(shape, Until::Elapsed(window), requests);
         let (tally, cost) = self.window(row, measured).with_context(|| format!("row {row}"))?;
         self.record_load(row, prefix, &tally, &cost);
+        let anonymous = megabytes(self.server.memory()?.anonymous);
+        self.record(row, &format!("{prefix}anonymous"), anonymous);
         Ok(tally)
     }
 
