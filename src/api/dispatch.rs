@@ -7,7 +7,7 @@
 //!
 //! Source: etcd `server/etcdserver/api/v3rpc/grpc.go` and `interceptor.go`.
 
-use std::{future::Future, net::SocketAddr, sync::Arc, time::Duration};
+use std::{future::Future, net::SocketAddr, pin::pin, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use proto::{etcdserverpb::RangeRequest, health::HealthCheckRequest};
@@ -82,7 +82,8 @@ pub async fn unary<M: Member>(
 ) -> Result<Payload, Failure> {
     let mut call = Call::start(&edge, rpc);
     call.counters.receive();
-    let answer = answer(&edge, rpc, &metadata, message.clone());
+    // Pinned once: moving it about would make room for it in this future twice.
+    let answer = pin!(answer(&edge, rpc, &metadata, message.clone()));
     let result = match metadata.timeout {
         None => answer.await,
         Some(limit) => {
@@ -90,9 +91,8 @@ pub async fn unary<M: Member>(
         }
     };
     let took = call.finish(result.as_ref().err().map_or(Code::Ok, |failure| failure.code));
-    let start_time = edge.clock.unix().saturating_sub(took);
-    let request = &message;
-    let finished = stats::Finished { rpc, remote, request, result: &result, start_time, took };
+    let (request, clock) = (&message, &edge.clock);
+    let finished = stats::Finished { rpc, remote, request, result: &result, clock, took };
     stats::log(&finished, edge.settings.slow_request);
     let reply = result?;
     call.counters.send();

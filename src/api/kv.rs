@@ -209,8 +209,9 @@ pub(super) async fn check_quota<M: Member>(
         member_id: edge.member.position().member.0,
         alarm: AlarmType::Nospace.into(),
     });
-    // The refusal stands whether or not the alarm could be raised.
-    drop(edge.propose(caller.clone(), alarm).await);
+    // The refusal stands whether or not the alarm could be raised. Boxed, because every write would
+    // have to make room for this rare one.
+    drop(Box::pin(edge.propose(caller.clone(), alarm)).await);
     Err(Refusal::NoSpace.into())
 }
 

@@ -1,7 +1,7 @@
 //! What a call's metadata says, as far as anybody looks at it.
 //!
 //! Decides how the metadata of etcd's clients is read: of several values the first counts, and of
-//! `hasleader` only `true`. The token is kept as it came; authentication resolves it. Filled by
+//! `hasleader` only `true`; a timeout that cannot be read is refused. The token is kept as it came; authentication resolves it. Filled by
 //! `serve` while it reads a request's fields, used by `gate`, `dispatch` and `wire`.
 //!
 //! Source: etcd `api/v3rpc/rpctypes/metadatafields.go` and `server/auth/store.go`; grpc-go
@@ -10,8 +10,9 @@
 use std::time::Duration;
 
 use bytes::Bytes;
+use tonic::Code;
 
-use super::status::Refusal;
+use super::status::{Failure, Refusal};
 
 /// The metadata of one call.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -26,13 +27,18 @@ pub struct Metadata {
     version: Option<Bytes>,
     token: Option<Bytes>,
     authorization: Option<Bytes>,
+    /// Why `grpc-timeout` cannot be read.
+    malformed: Option<String>,
 }
 
 impl Metadata {
     /// Adds a field; most fields mean nothing here. `keep` makes the value one's own.
     pub fn add(&mut self, name: &[u8], value: &[u8], keep: impl FnOnce(&[u8]) -> Bytes) {
         match name {
-            b"grpc-timeout" => self.timeout = self.timeout.or_else(|| timeout(value)),
+            b"grpc-timeout" => match timeout(&String::from_utf8_lossy(value)) {
+                Ok(limit) => self.timeout = Some(limit),
+                Err(why) => self.malformed = Some(why),
+            },
             b"hasleader" => {
                 self.leader.get_or_insert(value == b"true");
             }
@@ -50,6 +56,15 @@ impl Metadata {
             }
             _ => {}
         }
+    }
+
+    /// Refuses metadata that cannot be read.
+    ///
+    /// # Errors
+    /// With grpc-go's text.
+    pub fn check(&self) -> Result<(), Failure> {
+        let Some(why) = &self.malformed else { return Ok(()) };
+        Err(Failure::new(Code::Internal, format!("malformed grpc-timeout: {why}")))
     }
 
     /// The auth token, from `token` or else `authorization`, without `Bearer `.
@@ -84,18 +99,27 @@ impl Metadata {
     }
 }
 
-fn timeout(text: &[u8]) -> Option<Duration> {
-    let (unit, digits) = text.split_last()?;
-    let count: u64 = std::str::from_utf8(digits).ok()?.parse().ok()?;
-    Some(match unit {
-        b'H' => Duration::from_secs(count.saturating_mul(3600)),
-        b'M' => Duration::from_secs(count.saturating_mul(60)),
-        b'S' => Duration::from_secs(count),
-        b'm' => Duration::from_millis(count),
-        b'u' => Duration::from_micros(count),
-        b'n' => Duration::from_nanos(count),
-        _ => return None,
-    })
+fn timeout(text: &str) -> Result<Duration, String> {
+    match text.len() {
+        0 | 1 => return Err(format!("transport: timeout string is too short: {text:?}")),
+        2..=9 => {}
+        _ => return Err(format!("transport: timeout string is too long: {text:?}")),
+    }
+    let unknown = || format!("transport: timeout unit is not recognized: {text:?}");
+    let (digits, unit) = text.split_at_checked(text.len() - 1).ok_or_else(unknown)?;
+    let of: fn(u64) -> Duration = match unit {
+        "H" => |hours| Duration::from_secs(hours * 3600),
+        "M" => |minutes| Duration::from_secs(minutes * 60),
+        "S" => Duration::from_secs,
+        "m" => Duration::from_millis,
+        "u" => Duration::from_micros,
+        "n" => Duration::from_nanos,
+        _ => return Err(unknown()),
+    };
+    if !digits.bytes().all(|digit| digit.is_ascii_digit()) {
+        return Err(format!("strconv.ParseUint: parsing {digits:?}: invalid syntax"));
+    }
+    Ok(of(digits.parse().expect("eight digits are a number")))
 }
 
 #[cfg(test)]
@@ -134,8 +158,22 @@ mod tests {
         let read = |text: &str| one("grpc-timeout", text.as_bytes()).timeout;
         assert_eq!(read("2H"), Some(Duration::from_secs(7200)));
         assert_eq!(read("5000000u"), Some(Duration::from_secs(5)));
-        assert_eq!(read("S"), None);
-        assert_eq!(read("5x"), None);
         assert_eq!(Metadata::default().timeout, None);
+    }
+
+    // The expectations were read off a running etcd 3.7.1.
+    #[test]
+    fn timeouts_that_are_none_are_refused_with_the_texts_of_grpc_go() {
+        for (text, why) in [
+            ("S", "transport: timeout string is too short: \"S\""),
+            ("5x", "transport: timeout unit is not recognized: \"5x\""),
+            ("123456789S", "transport: timeout string is too long: \"123456789S\""),
+            ("+5S", "strconv.ParseUint: parsing \"+5\": invalid syntax"),
+        ] {
+            let failure = one("grpc-timeout", text.as_bytes()).check().expect_err("refused");
+            assert_eq!(failure.text, format!("malformed grpc-timeout: {why}"));
+            assert_eq!(failure.code, Code::Internal);
+        }
+        assert_eq!(one("grpc-timeout", b"5S").check(), Ok(()));
     }
 }

@@ -17,7 +17,7 @@ use proto::etcdserverpb::{
 use tracing::{Level, debug, enabled, warn};
 
 use super::{answer::Reply, rpc::Rpc, status::Failure};
-use crate::model::Request;
+use crate::{base::clock::Clock, model::Request};
 
 /// A finished unary call.
 #[derive(Debug)]
@@ -30,8 +30,8 @@ pub(super) struct Finished<'a> {
     pub(super) request: &'a Bytes,
     /// What became of it.
     pub(super) result: &'a Result<Reply, Failure>,
-    /// When it began, since the Unix epoch.
-    pub(super) start_time: Duration,
+    /// The time when it began is told by the wall clock, which is looked at only if it is told.
+    pub(super) clock: &'a Clock,
     /// How long it took.
     pub(super) took: Duration,
 }
@@ -48,7 +48,7 @@ macro_rules! stats {
     ($level:ident, $call:expr, $line:expr) => {{
         let line = &$line;
         $level!(
-            "start time" = $call.start_time.as_secs_f64(),
+            "start time" = line.start_time.as_secs_f64(),
             "time spent" = ?$call.took,
             remote = line.remote,
             "response type" = $call.rpc.path(),
@@ -72,6 +72,7 @@ fn write(call: &Finished<'_>, slow: bool) {
 }
 
 struct Line {
+    start_time: Duration,
     remote: String,
     request_count: i64,
     request_bytes: i64,
@@ -86,6 +87,7 @@ impl Line {
             .remote
             .map_or_else(|| "No remote client info.".to_owned(), |remote| remote.to_string());
         let unknown = Self {
+            start_time: call.clock.unix().saturating_sub(call.took),
             remote,
             request_count: -1,
             request_bytes: -1,

@@ -181,6 +181,25 @@ impl Deframer {
     }
 }
 
+/// The message in `data`, if that is one whole message and nothing else, not compressed and of at
+/// most `message_bytes_max`: what nearly every call is. Otherwise it is a [`Deframer`]'s.
+///
+/// # Errors
+/// - `data`, unchanged.
+pub fn only_message(mut data: Bytes, message_bytes_max: usize) -> Result<Bytes, Bytes> {
+    let Some((prefix, message)) = data.split_first_chunk::<PREFIX_BYTES>() else {
+        return Err(data);
+    };
+    let [flag, length @ ..] = *prefix;
+    let length = usize::try_from(u32::from_be_bytes(length)).unwrap_or(usize::MAX);
+    if flag != 0 || length != message.len() || message_bytes_max < length {
+        return Err(data);
+    }
+    data.advance(PREFIX_BYTES);
+    count_received(length);
+    Ok(data)
+}
+
 /// What a call with one question learns that gets none.
 #[must_use]
 pub fn no_message() -> Failure {
@@ -352,7 +371,8 @@ mod tests {
             }
             let mut deframer = Deframer::new(&Metadata::default(), 64);
             let (total, mut read) = (stream.len(), Vec::new());
-            let mut rest = Bytes::from(stream);
+            let all = Bytes::from(stream);
+            let mut rest = all.clone();
             for cut in cuts.iter().cycle() {
                 if rest.is_empty() {
                     break;
@@ -363,6 +383,8 @@ mod tests {
                 }
             }
             prop_assert_eq!(deframer.take_taken(), total, "bytes that were cut");
+            let alone = if messages.len() == 1 { Ok(Bytes::from(messages[0].clone())) } else { Err(all.clone()) };
+            prop_assert_eq!(only_message(all, 64), alone);
             deframer.end();
             prop_assert_eq!(deframer.next(), Poll::Ready(Ok(None)));
             prop_assert_eq!(read, messages);

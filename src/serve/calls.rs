@@ -228,12 +228,12 @@ impl Calls {
     }
 
     /// What wakes the call of a stream.
-    pub(super) fn waker(&mut self, key: Key) -> Waker {
+    pub(super) fn waker(&mut self, key: Key) -> &Waker {
         while self.wakers.len() <= key.place() {
             let place = Place::Call(self.wakers.len());
             self.wakers.push(self.woken.waker(place).into());
         }
-        self.wakers[key.place()].clone()
+        &self.wakers[key.place()]
     }
 }
 

@@ -7,7 +7,7 @@
 use std::{convert::Infallible, io::Write, net::SocketAddr, pin::pin, sync::Arc, time::Duration};
 
 use bytes::BytesMut;
-use http::{Request, Response, StatusCode};
+use http::{Request, Response};
 use hyper::{server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{
@@ -117,12 +117,8 @@ impl<M: Member> Service<M> {
     ) -> Response<Body> {
         let surface = match traffic {
             Traffic::Metrics => Surface::Metrics,
-            Traffic::GrpcAndHttp | Traffic::Http => Surface::Client,
-            Traffic::Grpc => {
-                let mut response = Response::new(Body::Empty);
-                *response.status_mut() = StatusCode::UNSUPPORTED_MEDIA_TYPE;
-                return response;
-            }
+            // A listener for gRPC alone has no plain requests.
+            Traffic::GrpcAndHttp | Traffic::Http | Traffic::Grpc => Surface::Client,
         };
         self.http.call(surface, request).await
     }

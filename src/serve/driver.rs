@@ -41,7 +41,7 @@ use super::{
     connection::{Client, Service, show_authority, stopped},
     http2::{Code, Connection, End, Event, Key, OUTPUT_BYTES_MAX, Settings},
     options::Traffic,
-    requests::{Asked, Reader},
+    requests::{Asked, Reader, Speaks},
 };
 use crate::{
     api::{
@@ -52,7 +52,7 @@ use crate::{
         metadata::Metadata,
         rpc::{Kind, Rpc},
         status::Failure,
-        wire::{Deframer, Inlet, messages, no_message},
+        wire::{Deframer, Inlet, messages, no_message, only_message},
     },
     base::clock::Clock,
     http,
@@ -102,20 +102,34 @@ enum Over {
 struct Driver<IO, M> {
     io: IO,
     input: BytesMut,
+    spare: BytesMut,
     /// How much of the output has been written.
     written: usize,
+    /// Whether the output has been held back for once.
+    held: bool,
     core: Connection,
     calls: Calls,
+    /// The call with one question that came last, until it is known whether that comes in one piece.
+    fresh: Option<Fresh>,
     woken: Arc<Woken>,
     /// Taken from `woken`, on their way to be polled.
     taken: Vec<Arc<PlaceWaker>>,
     reader: Reader,
+    /// The call that was asked for last, if the last request was one.
+    asked: Option<(Rpc, Metadata)>,
     service: Arc<Service<M>>,
     remote: Option<SocketAddr>,
     traffic: Traffic,
     stop: Pin<Box<dyn Future<Output = ()> + Send>>,
     life: Option<Life>,
     clock: Clock,
+}
+
+/// A call with one question, of which only the fields have come.
+struct Fresh {
+    key: Key,
+    rpc: Rpc,
+    metadata: Metadata,
 }
 
 /// The watch over a silent client.
@@ -199,12 +213,16 @@ where
         Self {
             io,
             input,
+            spare: BytesMut::new(),
             written: 0,
+            held: false,
             core,
             calls: Calls::new(Arc::clone(&woken), load),
+            fresh: None,
             woken,
             taken: Vec::new(),
             reader: Reader::default(),
+            asked: None,
             remote,
             traffic,
             stop: Box::pin(async move { stopped(&mut stop).await }),
@@ -219,6 +237,7 @@ where
         for _ in 0..TURNS_MAX {
             match self.turn(context) {
                 Ok(Turn::Again) => {}
+                Ok(Turn::Later) => break,
                 Ok(Turn::Idle) => {
                     if self.woken.sleep(context.waker()) {
                         return Poll::Pending;
@@ -231,16 +250,25 @@ where
         Poll::Pending
     }
 
-    /// Everything that can be done without waiting.
+    /// Everything that can be done without waiting. Before the output is written, the other
+    /// connections of the thread have their turn: what comes meanwhile leaves with it.
     fn turn(&mut self, context: &mut Context<'_>) -> Result<Turn, Over> {
         let mut turn = Turn::Idle;
         if self.poll_read(context)?.is_ready() {
             turn = Turn::Again;
         }
         self.handle_input()?;
-        if self.poll_woken()? {
+        for _ in 0..TURNS_MAX {
+            if !self.poll_woken()? {
+                break;
+            }
             turn = Turn::Again;
         }
+        let more = self.core.output().len() < OUTPUT_BYTES_MAX && self.written == 0;
+        if !self.core.output().is_empty() && more && !std::mem::replace(&mut self.held, true) {
+            return Ok(Turn::Later);
+        }
+        self.held = false;
         if self.poll_write(context)?.is_ready() {
             self.core.resume();
             if self.core.has_news() {
@@ -258,7 +286,7 @@ where
             return Ok(Poll::Pending);
         }
         if self.input.capacity() - self.input.len() < READ_BYTES_MIN {
-            self.input.reserve(READ_BYTES);
+            self.change_buffers();
         }
         let read = pin!(self.io.read_buf(&mut self.input));
         match read.poll(context) {
@@ -271,6 +299,18 @@ where
             life.heard_at = self.clock.now();
         }
         Ok(Poll::Ready(()))
+    }
+
+    /// Goes on with the other buffer. Calls that are under way keep parts of this one, and have
+    /// mostly ended when it is needed again.
+    fn change_buffers(&mut self) {
+        let mut next = std::mem::take(&mut self.spare);
+        next.clear();
+        if !next.try_reclaim(READ_BYTES) {
+            next = BytesMut::with_capacity(READ_BYTES);
+        }
+        next.extend_from_slice(&self.input);
+        self.spare = std::mem::replace(&mut self.input, next);
     }
 
     fn poll_write(&mut self, context: &mut Context<'_>) -> Result<Poll<()>, Over> {
@@ -296,7 +336,10 @@ where
         let now = self.clock.now();
         loop {
             match self.core.next(&mut self.input, now) {
-                Ok(None) => return Ok(()),
+                Ok(None) => {
+                    self.gather();
+                    return Ok(());
+                }
                 Ok(Some(event)) => self.handle(event),
                 Err(reason) => return Err(Over::Broken(reason)),
             }
@@ -304,8 +347,9 @@ where
     }
 
     fn handle(&mut self, event: Event) {
+        let Some(event) = self.start_fresh(event) else { return };
         match event {
-            Event::Request { key, last } => self.request(key, last),
+            Event::Request { key, last, repeated } => self.request(key, last, repeated),
             Event::Data { key, data, last } => self.data(key, data, last),
             Event::End { key } => self.data(key, Bytes::new(), true),
             Event::Room { key } => self.poll_call(key),
@@ -313,14 +357,24 @@ where
         }
     }
 
-    fn request(&mut self, key: Key, last: bool) {
+    fn request(&mut self, key: Key, last: bool, repeated: bool) {
         if self.service.options.show_authority {
             show_authority(self.core.fields().pseudo().authority.unwrap_or_default());
         }
-        let grpc = matches!(self.traffic, Traffic::GrpcAndHttp | Traffic::Grpc);
-        match self.reader.read(self.core.fields()) {
-            Asked::Rpc(rpc, metadata) if grpc => self.call(key, rpc, metadata, last),
-            Asked::Unknown(failure) if grpc => self.fail(key, &failure),
+        if repeated && let Some((rpc, metadata)) = self.asked.clone() {
+            return self.call(key, rpc, metadata, last);
+        }
+        self.asked = None;
+        let speaks = if self.traffic == Traffic::Grpc { Speaks::Grpc } else { Speaks::Both };
+        match self.reader.read(self.core.fields(), speaks) {
+            Asked::Rpc(rpc, metadata) if self.traffic.has_grpc() => {
+                self.asked = Some((rpc, metadata.clone()));
+                self.call(key, rpc, metadata, last);
+            }
+            Asked::Refused(status, failure) if self.traffic.has_grpc() => {
+                let text = percent_encoded(&failure.text);
+                self.core.refuse(key, status, code_digits(failure.code), &text);
+            }
             Asked::Plain(request) => {
                 let service = Arc::clone(&self.service);
                 let traffic = self.traffic;
@@ -328,7 +382,7 @@ where
                     async move { Outcome::Plain(service.answer_plain(traffic, *request).await) };
                 self.run(key, Box::pin(run));
             }
-            Asked::Rpc(..) | Asked::Unknown(_) | Asked::Malformed => {
+            Asked::Rpc(..) | Asked::Refused(..) | Asked::Malformed => {
                 self.core.reset(key, Code::PROTOCOL_ERROR);
             }
         }
@@ -337,9 +391,10 @@ where
     fn call(&mut self, key: Key, rpc: Rpc, metadata: Metadata, last: bool) {
         let bytes_max = self.service.edge.message_bytes_max();
         if rpc.kind() == Kind::Unary {
-            let deframer = Deframer::new(&metadata, bytes_max);
-            let gathering = Gathering { rpc, metadata, deframer };
-            self.calls.put(key, Work::Gathering(Box::new(gathering)));
+            self.fresh = Some(Fresh { key, rpc, metadata });
+            if last {
+                self.gather();
+            }
         } else {
             let (inlet, messages) = messages(&metadata, bytes_max);
             match api::streaming(&self.service.edge, rpc, &metadata, messages) {
@@ -357,6 +412,36 @@ where
         }
     }
 
+    /// Starts the newest call if its question has come in one piece. The event, if it is not that.
+    fn start_fresh(&mut self, event: Event) -> Option<Event> {
+        let Some(Fresh { key, rpc, metadata }) = self.fresh.take() else { return Some(event) };
+        let event = match event {
+            Event::Data { key: of, data, last: true } if of == key => {
+                let bytes = u32::try_from(data.len()).expect("frames are small");
+                match only_message(data, self.service.edge.message_bytes_max()) {
+                    Ok(message) => {
+                        self.core.release(key, bytes);
+                        self.start(key, rpc, metadata, message);
+                        return None;
+                    }
+                    Err(data) => Event::Data { key, data, last: true },
+                }
+            }
+            other => other,
+        };
+        self.fresh = Some(Fresh { key, rpc, metadata });
+        self.gather();
+        Some(event)
+    }
+
+    /// Puts the newest call aside until its question has come.
+    fn gather(&mut self) {
+        let Some(Fresh { key, rpc, metadata }) = self.fresh.take() else { return };
+        let deframer = Deframer::new(&metadata, self.service.edge.message_bytes_max());
+        let gathering = Gathering { rpc, metadata, deframer };
+        self.calls.put(key, Work::Gathering(Box::new(gathering)));
+    }
+
     fn data(&mut self, key: Key, data: Bytes, last: bool) {
         let bytes = u32::try_from(data.len()).expect("frames are small");
         match self.calls.get(key) {
@@ -368,7 +453,7 @@ where
                 let next = gathering.deframer.next();
                 self.core.release(key, bytes);
                 if let Poll::Ready(message) = next {
-                    self.start(key, message);
+                    self.start_gathered(key, message);
                 }
             }
             Some(Work::Streaming(_, Some(inlet))) => {
@@ -383,17 +468,22 @@ where
         }
     }
 
-    /// Starts a call with one question, which has come.
-    fn start(&mut self, key: Key, message: Result<Option<Bytes>, Failure>) {
+    /// Starts a call whose question has come, or cannot be read.
+    fn start_gathered(&mut self, key: Key, message: Result<Option<Bytes>, Failure>) {
         let Some(Work::Gathering(gathering)) = self.calls.take(key) else { return };
-        let message = match message.and_then(|message| message.ok_or_else(no_message)) {
-            Ok(message) => message,
-            Err(failure) => return self.fail(key, &failure),
-        };
         let Gathering { rpc, metadata, .. } = *gathering;
+        match message.and_then(|message| message.ok_or_else(no_message)) {
+            Ok(message) => self.start(key, rpc, metadata, message),
+            Err(failure) => self.fail(key, &failure),
+        }
+    }
+
+    fn start(&mut self, key: Key, rpc: Rpc, metadata: Metadata, message: Bytes) {
         let (edge, remote) = (Arc::clone(&self.service.edge), self.remote);
-        let answer = api::unary(edge, rpc, remote, metadata, message);
-        self.run(key, Box::pin(async move { Outcome::Grpc(answer.await) }));
+        // The call comes to be inside of the box, so only its arguments are moved there.
+        let run =
+            async move { Outcome::Grpc(api::unary(edge, rpc, remote, metadata, message).await) };
+        self.run(key, Box::pin(run));
     }
 
     fn poll_woken(&mut self) -> Result<bool, Over> {
@@ -433,7 +523,7 @@ where
 
     fn run(&mut self, key: Key, mut run: Run) {
         let waker = self.calls.waker(key);
-        match run.as_mut().poll(&mut Context::from_waker(&waker)) {
+        match run.as_mut().poll(&mut Context::from_waker(waker)) {
             Poll::Pending => self.calls.put(key, Work::Running(run)),
             Poll::Ready(Outcome::Grpc(Ok(Payload::Whole(message)))) => {
                 self.core.answer(key, message);
@@ -449,7 +539,7 @@ where
     /// Sends what a stream has, as far as there is room.
     fn stream(&mut self, key: Key, mut body: Body, inlet: Option<Inlet>) {
         let waker = self.calls.waker(key);
-        let mut context = Context::from_waker(&waker);
+        let mut context = Context::from_waker(waker);
         while self.core.has_room(key) {
             match body.poll_piece(&mut context) {
                 Poll::Pending => break,
@@ -525,6 +615,8 @@ impl Life {
 enum Turn {
     /// Another one: there may be more to do.
     Again,
+    /// Another one, after the other connections have had theirs.
+    Later,
     /// Sleep.
     Idle,
 }

@@ -20,6 +20,11 @@ pub enum Traffic {
 }
 
 impl Traffic {
+    /// Whether gRPC is served.
+    pub(super) const fn has_grpc(self) -> bool {
+        matches!(self, Self::GrpcAndHttp | Self::Grpc)
+    }
+
     /// The name in the log.
     #[must_use]
     pub const fn name(self) -> &'static str {

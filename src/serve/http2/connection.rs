@@ -53,6 +53,8 @@ pub(in crate::serve) enum Event {
         key: Key,
         /// Nothing follows.
         last: bool,
+        /// The fields are those of the request before.
+        repeated: bool,
     },
     /// It sent content, which takes room until it is [released](Connection::release).
     Data {
@@ -107,6 +109,15 @@ struct PartialBlock {
     last: bool,
 }
 
+/// The block that the fields at hand were read from. Most clients repeat themselves: then nothing
+/// has to be read.
+#[derive(Debug, Default)]
+struct Known {
+    /// Empty if there is none.
+    block: Vec<u8>,
+    table_changes: u64,
+}
+
 /// One connection.
 #[derive(Debug)]
 pub(in crate::serve) struct Connection {
@@ -114,6 +125,7 @@ pub(in crate::serve) struct Connection {
     phase: Phase,
     decoder: Decoder,
     fields: Fields,
+    known: Known,
     block: Option<PartialBlock>,
     pub(super) streams: Streams,
     /// The highest number that the client has used.
@@ -154,6 +166,7 @@ impl Connection {
             phase: Phase::Preface,
             decoder: Decoder::new(),
             fields: Fields::new(fields_bytes_max),
+            known: Known::default(),
             block: None,
             streams: Streams::default(),
             newest: StreamId(0),
@@ -319,11 +332,7 @@ impl Connection {
 
     /// A whole block of fields: a request, or what comes after its content.
     fn request(&mut self, id: StreamId, block: &[u8], last: bool) -> Result<Option<Event>, Wrong> {
-        self.fields.clear();
-        let read = self.decoder.decode(block, &mut self.fields);
-        read.map_err(|_malformed| {
-            Wrong::Connection(Code::COMPRESSION_ERROR, "a block of fields cannot be read")
-        })?;
+        let repeated = self.read_fields(block)?;
         if let Some(key) = self.streams.find(id) {
             return self.trailers(key, last);
         }
@@ -340,18 +349,45 @@ impl Connection {
         {
             return Ok(None);
         }
-        if self.fields.overflowed() {
-            return Err(Wrong::Stream(id, Code::FRAME_SIZE_ERROR));
-        }
         if self.settings.streams_max as usize <= self.streams.len() {
             return Err(Wrong::Stream(id, Code::REFUSED_STREAM));
+        }
+        if !repeated {
+            self.check_fields(id, block)?;
+        }
+        let stream = Stream::new(id, last, self.peer_window, self.settings.stream_window);
+        let key = self.streams.insert(stream);
+        Ok(Some(Event::Request { key, last, repeated }))
+    }
+
+    /// Reads a block, and says whether it is the same request as before.
+    fn read_fields(&mut self, block: &[u8]) -> Result<bool, Wrong> {
+        let changes = self.decoder.changes();
+        if !block.is_empty() && self.known.block == block && self.known.table_changes == changes {
+            return Ok(true);
+        }
+        self.known.block.clear();
+        self.fields.clear();
+        let read = self.decoder.decode(block, &mut self.fields);
+        read.map_err(|_malformed| {
+            Wrong::Connection(Code::COMPRESSION_ERROR, "a block of fields cannot be read")
+        })?;
+        // A block that changes the table means something else the next time.
+        self.known.table_changes =
+            if self.decoder.changes() == changes { changes } else { u64::MAX };
+        Ok(false)
+    }
+
+    /// Refuses fields that are not those of a request; those of one are remembered.
+    fn check_fields(&mut self, id: StreamId, block: &[u8]) -> Result<(), Wrong> {
+        if self.fields.overflowed() {
+            return Err(Wrong::Stream(id, Code::FRAME_SIZE_ERROR));
         }
         if self.fields.check().is_err() {
             return Err(Wrong::Stream(id, Code::PROTOCOL_ERROR));
         }
-        let stream = Stream::new(id, last, self.peer_window, self.settings.stream_window);
-        let key = self.streams.insert(stream);
-        Ok(Some(Event::Request { key, last }))
+        self.known.block.extend_from_slice(block);
+        Ok(())
     }
 
     fn trailers(&mut self, key: Key, last: bool) -> Result<Option<Event>, Wrong> {

@@ -116,6 +116,8 @@ struct Table {
     entries: VecDeque<Entry>,
     bytes: usize,
     bytes_max: usize,
+    /// How often it has changed.
+    changes: u64,
 }
 
 #[derive(Debug)]
@@ -136,8 +138,14 @@ impl Entry {
 
 impl Decoder {
     pub(super) const fn new() -> Self {
-        let table = Table { entries: VecDeque::new(), bytes: 0, bytes_max: TABLE_BYTES_MAX };
+        let table =
+            Table { entries: VecDeque::new(), bytes: 0, bytes_max: TABLE_BYTES_MAX, changes: 0 };
         Self { table, name: Vec::new(), value: Vec::new() }
+    }
+
+    /// How often blocks have changed the table: between two changes, equal blocks are equal fields.
+    pub(super) const fn changes(&self) -> u64 {
+        self.table.changes
     }
 
     /// Reads one block to its end and adds its fields to `fields`.
@@ -192,6 +200,7 @@ impl Table {
     }
 
     fn add(&mut self, name: &[u8], value: &[u8]) {
+        self.changes += 1;
         let entry = Entry { text: [name, value].concat().into(), name_len: name.len() };
         let bytes = entry.bytes();
         self.shrink(self.bytes_max.saturating_sub(bytes));
@@ -204,6 +213,7 @@ impl Table {
     }
 
     fn resize(&mut self, bytes_max: usize) {
+        self.changes += 1;
         self.bytes_max = bytes_max;
         self.shrink(bytes_max);
     }

@@ -63,6 +63,18 @@ impl Connection {
         }
     }
 
+    /// Refuses what would be a gRPC call if it were not wrong from the start.
+    pub(in crate::serve) fn refuse(&mut self, key: Key, status: &str, code: &str, text: &str) {
+        let Some(stream) = self.streams.get(key) else { return };
+        let heard_all = stream.heard_all;
+        self.scratch.clear();
+        self.encoder.status(status, &mut self.scratch);
+        self.encoder.field(b"content-type", b"application/grpc", &mut self.scratch);
+        self.encoder.grpc_failure(code, text, &mut self.scratch);
+        self.put_block(key, Last::Yes);
+        self.close(key, heard_all);
+    }
+
     /// Answers a plain request, but for its content.
     pub(in crate::serve) fn begin_plain<'a>(
         &mut self,
@@ -221,6 +233,11 @@ impl Connection {
                 self.put_block(key, Last::Yes);
             }
         }
+        self.close(key, heard_all);
+    }
+
+    /// Forgets a stream on which everything has been sent.
+    fn close(&mut self, key: Key, heard_all: bool) {
         if !heard_all {
             // The client need not send what nobody reads.
             frame::put_reset(key.id, Code::NO_ERROR, &mut self.out);

@@ -7,11 +7,15 @@
 //! Invariants
 //! - N1 A number leads to the place of the stream that has it.
 
-use std::collections::HashMap;
+use std::{
+    collections::HashMap,
+    hash::{BuildHasher, Hasher},
+};
 
 use bytes::Bytes;
 
 use super::frame::{StreamId, WINDOW_MAX};
+use crate::base::random::Random;
 
 /// A stream, as long as it lasts: nothing happens to a key whose stream has ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -90,12 +94,53 @@ impl Stream {
     }
 }
 
+/// Spreads the numbers of streams: one multiplication by a number that clients cannot know.
+#[derive(Clone, Debug)]
+struct Spread(u64);
+
+#[derive(Debug)]
+struct Spreader {
+    factor: u64,
+    hash: u64,
+}
+
+impl Default for Spread {
+    fn default() -> Self {
+        Self(Random::from_system().next() | 1)
+    }
+}
+
+impl BuildHasher for Spread {
+    type Hasher = Spreader;
+
+    fn build_hasher(&self) -> Spreader {
+        Spreader { factor: self.0, hash: 0 }
+    }
+}
+
+impl Hasher for Spreader {
+    fn write(&mut self, bytes: &[u8]) {
+        for byte in bytes {
+            self.write_u32(u32::from(*byte));
+        }
+    }
+
+    fn write_u32(&mut self, number: u32) {
+        let product = (self.hash ^ u64::from(number)).wrapping_mul(self.factor);
+        self.hash = product ^ (product >> 32);
+    }
+
+    fn finish(&self) -> u64 {
+        self.hash
+    }
+}
+
 /// All of them.
 #[derive(Debug, Default)]
 pub(super) struct Streams {
     places: Vec<Option<Stream>>,
     free: Vec<usize>,
-    by_id: HashMap<StreamId, usize>,
+    by_id: HashMap<StreamId, usize, Spread>,
     /// The newest: frames mostly follow the one that opened their stream.
     newest: Option<Key>,
 }

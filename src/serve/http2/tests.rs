@@ -68,7 +68,7 @@ impl Server {
 
     fn note(&mut self, event: Event) {
         let text = match event {
-            Event::Request { key, last } => {
+            Event::Request { key, last, .. } => {
                 self.keys.insert(key.id, key);
                 let count = self.connection.fields().iter().count();
                 format!("{} request of {count} fields{}", key.id.0, end(last))
@@ -181,6 +181,29 @@ fn blocks_in_pieces_padding_and_priorities_are_read() {
     server.hear(&raw(77, 0, 1, b"unknown"));
     assert_eq!(server.take_events(), ["1 request of 4 fields", "1 b\"hi\", the last"]);
     assert_eq!(server.broken, None);
+}
+
+#[test]
+fn request_that_is_the_same_as_before_is_told_so() {
+    let mut server = Server::open();
+    let added = b"\x83\x86\x44\x02/b";
+    let indexed = b"\x83\x86\xbe";
+    let mut path_of = |id, block: &[u8]| {
+        server.input.put_slice(&raw(1, 5, id, block));
+        let event = server.connection.next(&mut server.input, Duration::ZERO).expect("fine");
+        let Some(Event::Request { repeated, .. }) = event else { panic!("{event:?}") };
+        let path = server.connection.fields().pseudo().path.to_vec();
+        (String::from_utf8(path).expect("a text"), repeated)
+    };
+    let is = |path: &str, repeated| (path.to_owned(), repeated);
+    assert_eq!(path_of(1, REQUEST), is("/a", false));
+    assert_eq!(path_of(3, REQUEST), is("/a", true));
+    assert_eq!(path_of(5, added), is("/b", false));
+    assert_eq!(path_of(7, added), is("/b", false), "it changes the table");
+    assert_eq!(path_of(9, indexed), is("/b", false));
+    assert_eq!(path_of(11, indexed), is("/b", true));
+    assert_eq!(path_of(13, b"\x83\x86\x44\x02/c"), is("/c", false));
+    assert_eq!(path_of(15, indexed), is("/c", false), "the same block means another path");
 }
 
 #[test]
