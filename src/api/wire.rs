@@ -80,7 +80,7 @@ impl Deframer {
     ///
     /// # Errors
     /// If the framing is wrong, or the message too large or compressed.
-    pub fn next(&mut self) -> Poll<Result<Option<Bytes>, Failure>> {
+    pub fn next_message(&mut self) -> Poll<Result<Option<Bytes>, Failure>> {
         if self.partial.is_none() {
             while self.prefix_len < PREFIX_BYTES {
                 let piece = self.cut(PREFIX_BYTES - self.prefix_len);
@@ -265,10 +265,10 @@ impl Messages {
     /// The next message; `None` after the last.
     ///
     /// # Errors
-    /// Those of [`Deframer::next`].
+    /// Those of [`Deframer::next_message`].
     pub fn poll_next(&mut self, context: &Context<'_>) -> Poll<Result<Option<Bytes>, Failure>> {
         let mut queue = lock(&self.0);
-        let next = queue.deframer.next();
+        let next = queue.deframer.next_message();
         if next.is_pending() {
             queue.waker = Some(context.waker().clone());
         }
@@ -278,7 +278,7 @@ impl Messages {
     /// As [`Messages::poll_next`], to be awaited.
     ///
     /// # Errors
-    /// Those of [`Deframer::next`].
+    /// Those of [`Deframer::next_message`].
     pub async fn next(&mut self) -> Result<Option<Bytes>, Failure> {
         poll_fn(|context| self.poll_next(context)).await
     }
@@ -286,7 +286,7 @@ impl Messages {
     /// The only message of a call with one question.
     ///
     /// # Errors
-    /// Those of [`Deframer::next`], and a missing message.
+    /// Those of [`Deframer::next_message`], and a missing message.
     pub async fn only(&mut self) -> Result<Bytes, Failure> {
         self.next().await?.ok_or_else(no_message)
     }
@@ -378,7 +378,7 @@ mod tests {
                     break;
                 }
                 deframer.push(rest.split_to((*cut).min(rest.len())));
-                while let Poll::Ready(next) = deframer.next() {
+                while let Poll::Ready(next) = deframer.next_message() {
                     read.push(next.expect("well formed").expect("not ended"));
                 }
             }
@@ -386,7 +386,7 @@ mod tests {
             let alone = if messages.len() == 1 { Ok(Bytes::from(messages[0].clone())) } else { Err(all.clone()) };
             prop_assert_eq!(only_message(all, 64), alone);
             deframer.end();
-            prop_assert_eq!(deframer.next(), Poll::Ready(Ok(None)));
+            prop_assert_eq!(deframer.next_message(), Poll::Ready(Ok(None)));
             prop_assert_eq!(read, messages);
         }
     }

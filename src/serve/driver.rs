@@ -413,22 +413,21 @@ where
     }
 
     /// Starts the newest call if its question has come in one piece. The event, if it is not that.
-    fn start_fresh(&mut self, event: Event) -> Option<Event> {
+    fn start_fresh(&mut self, mut event: Event) -> Option<Event> {
         let Some(Fresh { key, rpc, metadata }) = self.fresh.take() else { return Some(event) };
-        let event = match event {
-            Event::Data { key: of, data, last: true } if of == key => {
-                let bytes = u32::try_from(data.len()).expect("frames are small");
-                match only_message(data, self.service.edge.message_bytes_max()) {
-                    Ok(message) => {
-                        self.core.release(key, bytes);
-                        self.start(key, rpc, metadata, message);
-                        return None;
-                    }
-                    Err(data) => Event::Data { key, data, last: true },
+        if let Event::Data { key: of, data, last: true } = &mut event
+            && *of == key
+        {
+            let bytes = u32::try_from(data.len()).expect("frames are small");
+            match only_message(std::mem::take(data), self.service.edge.message_bytes_max()) {
+                Ok(message) => {
+                    self.core.release(key, bytes);
+                    self.start(key, rpc, metadata, message);
+                    return None;
                 }
+                Err(unread) => *data = unread,
             }
-            other => other,
-        };
+        }
         self.fresh = Some(Fresh { key, rpc, metadata });
         self.gather();
         Some(event)
@@ -450,7 +449,7 @@ where
                 if last {
                     gathering.deframer.end();
                 }
-                let next = gathering.deframer.next();
+                let next = gathering.deframer.next_message();
                 self.core.release(key, bytes);
                 if let Poll::Ready(message) = next {
                     self.start_gathered(key, message);

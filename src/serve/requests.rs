@@ -156,7 +156,7 @@ mod tests {
         let kind = ("content-type", "application/grpc");
         let refused = |list: &[(&str, &str)]| match read(list, Speaks::Grpc) {
             Asked::Refused(status, failure) => (status, failure.code, failure.text.into_owned()),
-            other => panic!("{other:?}"),
+            asked @ (Asked::Rpc(..) | Asked::Plain(_) | Asked::Malformed) => panic!("{asked:?}"),
         };
         let text = "Received a HEADERS frame with :method \"GET\" which should be POST";
         let get = [(":method", "GET"), CALL[1], CALL[2], kind];

@@ -446,7 +446,6 @@ impl Connection {
     }
 
     fn ping(&mut self, payload: [u8; 8], now: Duration) -> Result<Option<Event>, Wrong> {
-        self.count_control(now)?;
         frame::put_ping_ack(payload, &mut self.out);
         if self.limits.ping(now, self.streams.len()) {
             return Ok(None);

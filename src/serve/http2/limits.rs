@@ -9,8 +9,9 @@
 
 use std::time::Duration;
 
-/// Settings and pings that may come at once, and how many more per second. A client in good order
-/// sends a few of either in its life.
+/// Settings and empty frames that may come at once, and how many more per second. A client in good
+/// order sends a few of either in its life. Pings have a rule of their own: Go's clients send one
+/// after each answer that they measure, thousands in a second.
 const CONTROLS: Rate = Rate { burst: 1_000, per_second: 100 };
 
 /// Requests that may be taken back at once, and how many more per second: all watches of a large

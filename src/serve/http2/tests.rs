@@ -135,7 +135,16 @@ fn raw(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> BytesMut {
 fn resets(frames: &[Frame]) -> Vec<u32> {
     let id = |frame: &Frame| match frame {
         Frame::Reset { stream } => Some(stream.0),
-        _ => None,
+        Frame::Data { .. }
+        | Frame::Headers { .. }
+        | Frame::Continuation { .. }
+        | Frame::Settings(_)
+        | Frame::SettingsAck
+        | Frame::Ping(_)
+        | Frame::PingAck(_)
+        | Frame::GoAway
+        | Frame::WindowUpdate { .. }
+        | Frame::Ignored => None,
     };
     frames.iter().filter_map(id).collect()
 }
@@ -291,6 +300,21 @@ fn mistakes_that_end_a_stream_only() {
     assert_eq!(server.broken, None);
 }
 
+// Clients of grpc-go measure the way to the server with a ping after each answer that they read.
+#[test]
+fn client_may_ping_after_each_answer_for_ever() {
+    let mut server = Server::open();
+    for round in 0..10_000 {
+        let id = 1 + 2 * round;
+        server.hear(&request(id, Last::Yes));
+        server.connection.answer(server.keys[&StreamId(id)], Bytes::from_static(b"tell"));
+        server.hear(&raw(6, 0, 0, &[0; 8]));
+        assert_eq!(server.broken, None, "after {round} answers");
+        assert!(matches!(server.say().last(), Some(Frame::PingAck(_))), "every ping is answered");
+        server.take_events();
+    }
+}
+
 #[test]
 fn floods_are_ended() {
     let ended = |frame: &dyn Fn(u32) -> BytesMut| {
@@ -397,7 +421,7 @@ proptest! {
             out.put_slice(PREFACE);
             frame::put_settings(&[(4, window), (5, payload_max)], out);
         }));
-        let mut client = Client::new(window.into(), payload_max);
+        let mut client = Client::new(payload_max);
         for (stream, size) in (0..).zip(&sizes) {
             let id = StreamId(1 + 2 * stream);
             server.hear(&request(id.0, Last::Yes));
@@ -412,10 +436,10 @@ proptest! {
         }
         // In the end there is room for everything.
         client.grant(&mut server, StreamId(0), 2_000_000);
-        for stream in 0..sizes.len() {
-            let id = StreamId(1 + 2 * u32::try_from(stream).expect("small"));
+        for (stream, size) in (0..).zip(sizes) {
+            let id = StreamId(1 + 2 * stream);
             client.grant(&mut server, id, 300_000);
-            prop_assert_eq!(client.received.get(&id).copied().unwrap_or(0), sizes[stream]);
+            prop_assert_eq!(client.received.get(&id).copied().unwrap_or(0), size);
             prop_assert!(client.ended.contains(&id), "{:?} has not ended", id);
         }
         prop_assert_eq!(server.broken, None);
@@ -448,7 +472,7 @@ struct Client {
 }
 
 impl Client {
-    fn new(_window: i64, payload_max: u32) -> Self {
+    fn new(payload_max: u32) -> Self {
         Self {
             room: frame::WINDOW_DEFAULT.into(),
             rooms: HashMap::new(),
