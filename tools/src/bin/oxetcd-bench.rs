@@ -161,6 +161,7 @@ fn run(arguments: &Arguments, say: &mut dyn FnMut(&str)) -> anyhow::Result<Repor
         disturbed: settings.disturbed,
         quiet_median_micros: settings.plan.quiet_median_micros,
         window_seconds: seconds,
+        large: arguments.keys,
         outcomes,
     };
     if let Some(dir) = &arguments.report {

@@ -23,6 +23,7 @@ pub(super) fn document(report: &Report) -> String {
         },
         "quiet_sync_micros": report.quiet_median_micros,
         "window_seconds": report.window_seconds,
+        "large_store_keys": report.large,
         "disturbed_pairs_count": report.disturbed == Disturbed::Keep,
         "claims": report.lines().iter().map(claim).collect::<Vec<_>>(),
         "rows": report.outcomes.iter().map(row).collect::<Vec<_>>(),

@@ -8,6 +8,9 @@ use crate::bench::{
     row::{Figures, Verdict},
 };
 
+/// Keys of the store that the claims about large stores mean.
+const LARGE: u64 = 1_000_000;
+
 /// The whole page; `charts` are names of files beside it.
 pub(super) fn page(report: &Report, charts: &[&str]) -> String {
     let mut page = String::new();
@@ -53,6 +56,15 @@ fn head(report: &Report, page: &mut String) {
             report.window_seconds,
         ),
     );
+    if report.large != LARGE {
+        let large = report.large;
+        add(
+            page,
+            format_args!(
+                "**The large store has {large} keys, not the million of its claims.**\n\n"
+            ),
+        );
+    }
     if report.disturbed == Disturbed::Keep {
         page.push_str("**Disturbed pairs count here: this page is a trial, not a result.**\n\n");
     }

@@ -42,6 +42,8 @@ pub struct Report {
     pub quiet_median_micros: f64,
     /// Length of a window in seconds.
     pub window_seconds: f64,
+    /// Keys of a large store.
+    pub large: u64,
     /// What was found.
     pub outcomes: Vec<Outcome>,
 }

@@ -38,6 +38,7 @@ fn report(outcomes: Vec<Outcome>) -> Report {
         disturbed: Disturbed::Discard,
         quiet_median_micros: 95.0,
         window_seconds: 3.0,
+        large: 1_000_000,
         outcomes,
     }
 }
