@@ -5,9 +5,9 @@
 //!
 //! ```text
 //!   apply --submit--> Mailbox --take--> Pending --commit--> LMDB --> flushed(), replies
-//!                     64 MiB            1 MiB or 15 ms
+//!                     64 MiB            1 MiB or 100 ms
 //!                        |                                    between commits, one step at a time:
-//!                        +-- Compact ----> dead rows -------> delete 1000, rest 10 ms
+//!                        +-- Compact ----> dead rows, all --> delete 1000, rest 10 ms
 //!                        +-- Defragment -> copy ------------> copy 4 MiB, rest 5 ms, then swap
 //! ```
 //!
@@ -113,7 +113,11 @@ impl std::fmt::Debug for FlushJob {
 /// How the flush thread paces itself.
 #[derive(Clone, Debug)]
 pub struct FlusherOptions {
-    /// How long changes may wait for company. Default: 15 ms, a dozen log syncs.
+    /// How long changes may wait for company. Default: 100 ms. A commit writes its rows and some ten
+    /// pages more, so what it costs a put at 1,000 puts/s are 2.2 KB with 15 ms, 0.7 KB with 100;
+    /// and it is one visit less to the memory map, which counts as the process's memory.
+    ///
+    /// Source: etcd `server/storage/backend/backend.go`, `defaultBatchInterval`.
     pub interval: Duration,
     /// The changes that make a commit due, in bytes. Default: 1 MiB.
     pub batch_bytes: usize,
@@ -126,7 +130,7 @@ pub struct FlusherOptions {
 impl Default for FlusherOptions {
     fn default() -> Self {
         Self {
-            interval: Duration::from_millis(15),
+            interval: Duration::from_millis(100),
             batch_bytes: 1 << 20,
             compaction_rows: 1000,
             compaction_pause: Duration::from_millis(10),
@@ -247,7 +251,7 @@ impl Flusher {
     }
 
     fn has_steps(&self) -> bool {
-        self.copy.is_some() || !self.compactions.is_empty()
+        self.copy.is_some() || !self.compactions.is_idle()
     }
 
     /// One step of a copy, or else of a compaction.

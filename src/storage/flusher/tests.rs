@@ -164,10 +164,14 @@ fn compaction_deletes_in_steps_and_then_says_so() {
     }
     let dead = |from, to| (from..=to).rev().map(position).collect();
     let revision = Revision(90);
-    running.submit(FlushJob::Compact { revision, dead: dead(2, 40), last: false });
+    running.submit(FlushJob::Compact { revision, dead: dead(41, 80), last: false });
     running.submit(FlushJob::Batch(batch(101, 30)));
+    for _ in 0..3 {
+        running.handle().sync().unwrap();
+    }
     assert_eq!(running.handle().finished_compaction(), Revision(-1));
-    running.submit(FlushJob::Compact { revision, dead: dead(41, 80), last: true });
+    assert_eq!(rows(&running.backend).len(), 100, "older rows are to come, and go first");
+    running.submit(FlushJob::Compact { revision, dead: dead(2, 40), last: true });
     running.compacted(85);
     assert_eq!(running.handle().finished_compaction(), revision);
     running.handle().sync().unwrap();
