@@ -26,6 +26,10 @@ const BLOCK_BYTES_FACTOR: usize = 2;
 /// Frames that one block may be cut into.
 const BLOCK_FRAMES_MAX: usize = 64;
 
+/// Answers that wait for room on all streams together. With more, new requests are refused: the
+/// client asks for more than it takes.
+const UNSENT_BYTES_MAX: usize = 64 << 20;
+
 /// The ping between the first and the last goodbye. Its answer means that the client knows.
 const DRAIN_PING: [u8; 8] = *b"goodbye?";
 
@@ -140,6 +144,8 @@ pub(in crate::serve) struct Connection {
     pub(super) room: i64,
     pub(super) peer_payload_bytes_max: usize,
     pub(super) encoder: Encoder,
+    /// What all streams have left to send.
+    pub(super) unsent_bytes: usize,
     /// Streams that wait for room to send, oldest first.
     pub(super) waiting: VecDeque<Key>,
     /// Streams whose content has been sent after a wait.
@@ -178,6 +184,7 @@ impl Connection {
             room: WINDOW_DEFAULT.into(),
             peer_payload_bytes_max: frame::PAYLOAD_BYTES_MAX,
             encoder: Encoder::new(),
+            unsent_bytes: 0,
             waiting: VecDeque::new(),
             emptied: VecDeque::new(),
             out,
@@ -349,7 +356,8 @@ impl Connection {
         {
             return Ok(None);
         }
-        if self.settings.streams_max as usize <= self.streams.len() {
+        let too_many = self.settings.streams_max as usize <= self.streams.len();
+        if too_many || UNSENT_BYTES_MAX < self.unsent_bytes {
             return Err(Wrong::Stream(id, Code::REFUSED_STREAM));
         }
         if !repeated {
@@ -513,6 +521,7 @@ impl Connection {
     /// Removes a stream. What it held of the connection's window is given back.
     pub(super) fn forget(&mut self, key: Key) {
         if let Some(stream) = self.streams.remove(key) {
+            self.unsent_bytes -= stream.rest.len();
             self.take(stream.held);
         }
     }

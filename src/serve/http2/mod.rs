@@ -16,7 +16,8 @@
 //! Invariants
 //! - P1 However the bytes are cut, the events are the same.
 //! - P2 What a client can make us keep is bounded: fields of a request, content per stream and per
-//!   connection by their windows, output by [`OUTPUT_BYTES_MAX`] and what its frames ask for.
+//!   connection by their windows, output by [`OUTPUT_BYTES_MAX`] and what its frames ask for, and
+//!   answers that it does not take by refusing its further requests.
 //! - P3 No bytes of a client make anything here panic.
 //!
 //! Deliberately absent: priorities (read and ignored), pushes, the client's side.

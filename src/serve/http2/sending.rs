@@ -110,6 +110,7 @@ impl Connection {
         self.begin(key);
         let Some(stream) = self.streams.get(key) else { return };
         assert!(stream.rest.is_empty(), "{} bytes of {key:?} wait", stream.rest.len());
+        self.unsent_bytes += data.len();
         stream.rest = data;
         if !self.waiting.is_empty() {
             // Others came first.
@@ -206,6 +207,7 @@ impl Connection {
             let sent = i64::try_from(bytes).expect("frames are small");
             stream.room -= sent;
             self.room -= sent;
+            self.unsent_bytes -= bytes;
             self.limits.forgive();
             left = left.saturating_sub(bytes);
         }

@@ -343,6 +343,25 @@ fn floods_are_ended() {
 }
 
 #[test]
+fn client_that_takes_no_answers_gets_no_more_of_them() {
+    let mut server = Server::open();
+    let mut refused = Vec::new();
+    for round in 0..70 {
+        let id = 1 + 2 * round;
+        server.hear(&request(id, Last::Yes));
+        if let Some(key) = server.keys.get(&StreamId(id)) {
+            server.connection.send(*key, vec![0; 1 << 20].into());
+        }
+        refused.extend(resets(&server.say()));
+    }
+    assert_eq!(refused, [131, 133, 135, 137, 139], "after 65 answers of a megabyte");
+    server.hear(&bytes(|out| frame::put_reset(StreamId(1), Code::NO_ERROR, out)));
+    server.hear(&bytes(|out| frame::put_reset(StreamId(3), Code::NO_ERROR, out)));
+    server.hear(&request(141, Last::Yes));
+    assert!(server.keys.contains_key(&StreamId(141)), "there is room again");
+}
+
+#[test]
 fn end_of_a_connection_is_announced_and_open_calls_are_answered() {
     let mut server = Server::open();
     server.hear(&request(1, Last::Yes));
