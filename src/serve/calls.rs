@@ -11,7 +11,8 @@
 //!
 //! Invariants
 //! - L1 A place that was woken is in the list until it is taken out to be polled.
-//! - L2 `Load::requests` counts the calls here whose answer has not begun, until they are dropped.
+//! - L2 Once the connection has ended, no place is in the list.
+//! - L3 `Load::requests` counts the calls here whose answer has not begun, until they are dropped.
 
 use std::{
     fmt,
@@ -108,6 +109,8 @@ struct List {
     places: Vec<Arc<PlaceWaker>>,
     task: Option<Waker>,
     asleep: bool,
+    /// The connection has ended.
+    over: bool,
 }
 
 #[derive(Debug)]
@@ -124,6 +127,9 @@ impl Wake for PlaceWaker {
         }
         let woken = Arc::clone(&self.woken);
         let mut list = woken.lock();
+        if list.over {
+            return;
+        }
         list.places.push(self);
         let task = if std::mem::take(&mut list.asleep) { list.task.clone() } else { None };
         drop(list);
@@ -179,6 +185,14 @@ impl Woken {
         }
         list.asleep = true;
         true
+    }
+
+    /// Notes nobody from now on. Whoever is noted keeps this alive, so that has to end once.
+    pub(super) fn end(&self) {
+        let ended = List { over: true, ..List::default() };
+        // What is dropped here may wake others, so not while the list is locked.
+        let before = std::mem::replace(&mut *self.lock(), ended);
+        drop(before);
     }
 
     /// Exchanges those noted for an empty list.
@@ -239,6 +253,7 @@ impl Calls {
 
 impl Drop for Calls {
     fn drop(&mut self) {
+        self.woken.end();
         for (_, work) in self.places.drain(..).flatten() {
             if counts(&work) {
                 self.load.remove_request();
@@ -251,5 +266,65 @@ const fn counts(work: &Work) -> bool {
     match work {
         Work::Gathering(_) | Work::Running(_) => true,
         Work::Streaming(..) => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::AtomicUsize;
+
+    use super::*;
+    use crate::serve::http2::tests::first_request;
+
+    #[derive(Default)]
+    struct Count(AtomicUsize);
+
+    impl Wake for Count {
+        fn wake(self: Arc<Self>) {
+            self.0.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    fn places(woken: &Woken) -> Vec<Place> {
+        let mut taken = Vec::new();
+        woken.swap(&mut taken);
+        taken.iter().for_each(|waker| waker.take());
+        taken.iter().map(|waker| waker.place()).collect()
+    }
+
+    #[test]
+    fn sleeping_task_is_woken_once_for_all_places() {
+        let woken = Arc::<Woken>::default();
+        let count = Arc::<Count>::default();
+        let task = Waker::from(Arc::clone(&count));
+        let wakers = [0, 1, 2].map(|place| Waker::from(woken.waker(Place::Call(place))));
+        assert!(woken.sleep(&task), "nobody was woken");
+        for waker in [&wakers[2], &wakers[0], &wakers[2]] {
+            waker.wake_by_ref();
+        }
+        assert_eq!(count.0.load(Ordering::Relaxed), 1, "the first one woke the task");
+        assert!(!woken.sleep(&task), "there is something to do");
+        assert_eq!(places(&woken), [Place::Call(2), Place::Call(0)], "each once");
+        wakers[0].wake_by_ref();
+        assert_eq!(places(&woken), [Place::Call(0)], "again, after it was taken");
+        assert_eq!(count.0.load(Ordering::Relaxed), 1, "the task was awake");
+    }
+
+    #[test]
+    fn ended_connection_is_not_kept_by_those_who_would_wake_it() {
+        let woken = Arc::<Woken>::default();
+        let count = Arc::<Count>::default();
+        let load = Arc::<Load>::default();
+        let mut calls = Calls::new(Arc::clone(&woken), Arc::clone(&load));
+        let key = first_request();
+        let left = calls.waker(key).clone();
+        calls.put(key, Work::Running(Box::pin(std::future::pending())));
+        assert_eq!(load.requests(), 1, "L3");
+        assert!(woken.sleep(&Arc::clone(&count).into()), "nobody was woken");
+        drop(calls);
+        left.wake_by_ref();
+        assert_eq!((load.requests(), places(&woken)), (0, vec![]), "L2 and L3");
+        drop(left);
+        assert_eq!((Arc::strong_count(&woken), Arc::strong_count(&count)), (1, 1), "kept");
     }
 }

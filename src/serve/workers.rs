@@ -79,6 +79,11 @@ impl Load {
         self.requests.fetch_add(1, Ordering::AcqRel);
     }
 
+    #[cfg(test)]
+    pub(super) fn requests(&self) -> usize {
+        self.requests.load(Ordering::Acquire)
+    }
+
     /// A request's answer has begun, or its client has gone.
     pub(super) fn remove_request(&self) {
         self.requests.fetch_sub(1, Ordering::AcqRel);

@@ -34,7 +34,7 @@ mod limits;
 mod sending;
 mod streams;
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;
 
 pub(super) use connection::{Connection, Event, Settings};
 pub(super) use fields::Fields;

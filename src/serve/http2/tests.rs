@@ -132,6 +132,13 @@ fn raw(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> BytesMut {
     })
 }
 
+/// The key of some stream.
+pub(in crate::serve) fn first_request() -> Key {
+    let mut server = Server::open();
+    server.hear(&request(1, Last::Yes));
+    server.keys[&StreamId(1)]
+}
+
 fn resets(frames: &[Frame]) -> Vec<u32> {
     let id = |frame: &Frame| match frame {
         Frame::Reset { stream } => Some(stream.0),
