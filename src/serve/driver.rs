@@ -13,11 +13,13 @@
 //! ```
 //!
 //! Invariants
+//! - D0 A connection that waits keeps no buffers but for what is in them.
 //! - D1 Nothing is read while more waits to be written than a socket takes at once.
 //! - D2 After a turn, each call that can go on is in the list of those woken, or its stream waits
 //!   for room.
 
 use std::{
+    cell::RefCell,
     future::{Future, pending, poll_fn},
     io,
     net::SocketAddr,
@@ -84,6 +86,12 @@ const GOODBYE: Duration = Duration::from_secs(1);
 
 /// What is sent to see whether a client lives.
 const LIFE_PING: [u8; 8] = *b"alive? \n";
+
+thread_local! {
+    /// What is read, what was read before, and what is to be written, of whichever connection has
+    /// its turn.
+    static BUFFERS: RefCell<[BytesMut; 3]> = RefCell::default();
+}
 
 /// How a connection ended.
 #[derive(Debug)]
@@ -233,6 +241,37 @@ where
     }
 
     fn poll(&mut self, context: &mut Context<'_>) -> Poll<Over> {
+        self.borrow_buffers();
+        let over = self.poll_turns(context);
+        self.return_buffers();
+        over
+    }
+
+    fn borrow_buffers(&mut self) {
+        BUFFERS.with_borrow_mut(|[input, spare, output]| {
+            if self.input.is_empty() {
+                self.input = std::mem::take(input);
+            }
+            self.spare = std::mem::take(spare);
+            if self.core.output().is_empty() {
+                *self.core.output() = std::mem::take(output);
+            }
+        });
+    }
+
+    fn return_buffers(&mut self) {
+        BUFFERS.with_borrow_mut(|[input, spare, output]| {
+            if self.input.is_empty() {
+                *input = std::mem::take(&mut self.input);
+            }
+            *spare = std::mem::take(&mut self.spare);
+            if self.core.output().is_empty() {
+                *output = std::mem::take(self.core.output());
+            }
+        });
+    }
+
+    fn poll_turns(&mut self, context: &mut Context<'_>) -> Poll<Over> {
         self.woken.awake();
         for _ in 0..TURNS_MAX {
             match self.turn(context) {

@@ -148,6 +148,7 @@ pub(in crate::serve) struct Connection {
     pub(super) unsent_bytes: usize,
     /// Streams that wait for room to send, oldest first.
     pub(super) waiting: VecDeque<Key>,
+    pub(super) waiting_ended: usize,
     /// Streams whose content has been sent after a wait.
     pub(super) emptied: VecDeque<Key>,
     pub(super) out: BytesMut,
@@ -186,6 +187,7 @@ impl Connection {
             encoder: Encoder::new(),
             unsent_bytes: 0,
             waiting: VecDeque::new(),
+            waiting_ended: 0,
             emptied: VecDeque::new(),
             out,
             scratch: BytesMut::new(),
@@ -522,6 +524,9 @@ impl Connection {
     pub(super) fn forget(&mut self, key: Key) {
         if let Some(stream) = self.streams.remove(key) {
             self.unsent_bytes -= stream.rest.len();
+            if stream.queued {
+                self.forget_waiting();
+            }
             self.take(stream.held);
         }
     }

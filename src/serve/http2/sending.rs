@@ -28,6 +28,9 @@ pub(in crate::serve) const OUTPUT_BYTES_MAX: usize = 256 << 10;
 /// What a stream sends before the next one has its turn.
 const TURN_BYTES: usize = 64 << 10;
 
+/// Places in the queue of those that wait whose streams have ended.
+const WAITING_ENDED_MAX: usize = 1000;
+
 /// What came of an attempt to send.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Sent {
@@ -165,6 +168,16 @@ impl Connection {
             Some(stream) if stream.end.is_some() => self.put_end(key),
             Some(_) => self.emptied.push_back(key),
             None => {}
+        }
+    }
+
+    /// A stream that waits has ended. Its place in the queue goes when many such places have
+    /// gathered.
+    pub(super) fn forget_waiting(&mut self) {
+        self.waiting_ended += 1;
+        if WAITING_ENDED_MAX < self.waiting_ended {
+            self.waiting_ended = 0;
+            self.waiting.retain(|key| self.streams.get(*key).is_some());
         }
     }
 

@@ -369,6 +369,25 @@ fn client_that_takes_no_answers_gets_no_more_of_them() {
 }
 
 #[test]
+fn streams_that_end_while_they_wait_leave_nothing_behind() {
+    let mut server = Server::open();
+    for round in 0..5000 {
+        let id = 1 + 2 * round;
+        server.hear(&request(id, Last::Yes));
+        server.connection.send(server.keys[&StreamId(id)], vec![0; 70_000].into());
+        server.say();
+        if 0 < round {
+            server.hear(&bytes(|out| frame::put_reset(StreamId(id), Code::NO_ERROR, out)));
+        }
+        server.take_events();
+    }
+    assert_eq!(server.broken, None);
+    let waiting = server.connection.waiting.len();
+    assert!(waiting <= 1002, "{waiting} streams wait, of which one is open");
+    assert_eq!(server.connection.unsent_bytes, 70_000 - 65_535, "of the one that is open");
+}
+
+#[test]
 fn end_of_a_connection_is_announced_and_open_calls_are_answered() {
     let mut server = Server::open();
     server.hear(&request(1, Last::Yes));
