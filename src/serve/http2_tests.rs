@@ -144,3 +144,85 @@ fn calls_that_wait_hold_up_no_others_and_can_be_taken_back() {
         read(true).await.expect("the connection goes on");
     });
 }
+
+/// A frame as it is on the wire.
+fn frame(kind: u8, flags: u8, stream: u32, content: &[u8]) -> Vec<u8> {
+    let length = u32::try_from(content.len()).expect("tests are small").to_be_bytes();
+    [&length[1..], &[kind, flags], &stream.to_be_bytes(), content].concat()
+}
+
+/// The frames of a call of `Range` on stream 1, without compression.
+fn range_call(request: &pb::RangeRequest) -> Vec<u8> {
+    let fields = [
+        (":method", "POST"),
+        (":scheme", "http"),
+        (":path", "/etcdserverpb.KV/Range"),
+        (":authority", "test"),
+        ("content-type", "application/grpc"),
+        ("te", "trailers"),
+    ];
+    let length = |text: &str| u8::try_from(text.len()).expect("short");
+    let mut block = Vec::new();
+    for (name, value) in fields {
+        block.extend([0, length(name)]);
+        block.extend(name.bytes());
+        block.push(length(value));
+        block.extend(value.bytes());
+    }
+    let message = prost::Message::encode_to_vec(request);
+    let mut content = vec![0, 0, 0, 0, u8::try_from(message.len()).expect("short")];
+    content.extend(message);
+    [frame(1, 4, 1, &block), frame(0, 1, 1, &content)].concat()
+}
+
+#[test]
+fn ping_is_answered_while_a_large_answer_is_taken_as_fast_as_it_comes() {
+    const ROWS: u8 = 200;
+    const ROW_BYTES: usize = 300_000;
+    let served = Served::start_with(Options { workers: 1, ..Options::default() });
+    served.fake.with(|inner| {
+        let value = Bytes::from(vec![5; ROW_BYTES]);
+        for key in 0..ROWS {
+            let key = Bytes::from(vec![key]);
+            let kv = proto::mvccpb::KeyValue {
+                key: key.clone(),
+                value: value.clone(),
+                ..Default::default()
+            };
+            inner.state.rows.insert(key, prost::Message::encode_to_vec(&kv).into());
+        }
+    });
+    let stream = TcpStream::connect(served.client).expect("the listener is open");
+    let mut wide = vec![0, 4];
+    wide.extend(0x7fff_ffff_u32.to_be_bytes());
+    let room = (1_u32 << 30).to_be_bytes();
+    (&stream).write_all(PREFACE).expect("sent");
+    (&stream).write_all(&frame(4, 0, 0, &wide)).expect("sent");
+    (&stream).write_all(&frame(8, 0, 0, &room)).expect("sent");
+    (&stream).write_all(&range_call(&all())).expect("sent");
+    let mut reader = std::io::BufReader::with_capacity(1 << 20, &stream);
+    let (mut data, mut data_at_answer) = (0, None);
+    loop {
+        let mut head = [0; 9];
+        reader.read_exact(&mut head).expect("a frame");
+        let length = u32::from_be_bytes([0, head[0], head[1], head[2]]);
+        let mut content = vec![0; usize::try_from(length).expect("small")];
+        reader.read_exact(&mut content).expect("its content");
+        match (head[3], head[4]) {
+            (0, _) => {
+                if data == 0 {
+                    (&stream).write_all(PING).expect("sent");
+                }
+                data += content.len();
+            }
+            (6, 1) => data_at_answer = Some(data),
+            (1, flags) if flags & 1 == 1 => break,
+            _ => {}
+        }
+    }
+    let data_at_answer = data_at_answer.expect("the ping was answered at all");
+    assert!(
+        data_at_answer < data - 20_000_000,
+        "the answer to the ping came after {data_at_answer} of {data} bytes"
+    );
+}
