@@ -13,7 +13,7 @@
 //!
 //! Source: etcd `api/etcdserverpb/rpc.proto`.
 
-use bytes::{BufMut, Bytes, BytesMut};
+use bytes::{BufMut, Bytes};
 use prost::{
     Message,
     encoding::{WireType, encode_key, encode_varint, encoded_len_varint, key_len},
@@ -86,16 +86,16 @@ impl Reply {
         }
         let mut head = start(message_bytes, PREFIX_BYTES + 64);
         put_message(1, header, &mut head);
-        let mut tail = BytesMut::with_capacity(16);
+        let mut tail = Vec::with_capacity(16);
         put_range_tail(&answer, &mut tail);
         Self {
             message_bytes,
             count: answer.count,
             succeeded: false,
             payload: Payload::Rows(Rows {
-                head: head.freeze(),
+                head: Bytes::from(head),
                 rows: answer.rows.into_iter(),
-                tail: tail.freeze(),
+                tail: Bytes::from(tail),
             }),
         }
     }
@@ -142,18 +142,18 @@ impl Reply {
         match self.payload {
             Payload::Whole(bytes) => bytes,
             Payload::Rows(rows) => {
-                let mut out = BytesMut::with_capacity(PREFIX_BYTES + self.message_bytes);
+                let mut out = Vec::with_capacity(PREFIX_BYTES + self.message_bytes);
                 out.extend_from_slice(&rows.head);
                 for row in rows.rows {
                     put_row(2, &row, &mut out);
                 }
                 out.extend_from_slice(&rows.tail);
-                out.freeze()
+                Bytes::from(out)
             }
         }
     }
 
-    fn of(message_bytes: usize, count: i64, put: impl FnOnce(&mut BytesMut)) -> Self {
+    fn of(message_bytes: usize, count: i64, put: impl FnOnce(&mut Vec<u8>)) -> Self {
         let mut out = start(message_bytes, PREFIX_BYTES + message_bytes);
         put(&mut out);
         assert!(
@@ -161,12 +161,12 @@ impl Reply {
             "an answer of {message_bytes} bytes became {}",
             out.len()
         );
-        Self { payload: Payload::Whole(out.freeze()), message_bytes, count, succeeded: false }
+        Self { payload: Payload::Whole(Bytes::from(out)), message_bytes, count, succeeded: false }
     }
 }
 
-fn start(message_bytes: usize, capacity: usize) -> BytesMut {
-    let mut out = BytesMut::with_capacity(capacity);
+fn start(message_bytes: usize, capacity: usize) -> Vec<u8> {
+    let mut out = Vec::with_capacity(capacity);
     out.put_u8(0);
     // Answers stay far below: a client takes at most 2^31 - 1 bytes.
     out.put_u32(u32::try_from(message_bytes).unwrap_or(u32::MAX));
@@ -191,27 +191,27 @@ fn rows_len(rows: &[Bytes]) -> usize {
     rows.iter().map(|row| message_len(2, row.len())).sum()
 }
 
-fn put_len(tag: u32, length: usize, out: &mut BytesMut) {
+fn put_len(tag: u32, length: usize, out: &mut Vec<u8>) {
     encode_key(tag, WireType::LengthDelimited, out);
     encode_varint(length as u64, out);
 }
 
 /// Appends the tag and the length that stand before a row.
-pub(super) fn put_row_head(tag: u32, row: &Bytes, out: &mut BytesMut) {
+pub(super) fn put_row_head(tag: u32, row: &Bytes, out: &mut Vec<u8>) {
     put_len(tag, row.len(), out);
 }
 
-fn put_row(tag: u32, row: &Bytes, out: &mut BytesMut) {
+fn put_row(tag: u32, row: &Bytes, out: &mut Vec<u8>) {
     put_row_head(tag, row, out);
     out.extend_from_slice(row);
 }
 
-fn put_message(tag: u32, message: &impl Message, out: &mut BytesMut) {
+fn put_message(tag: u32, message: &impl Message, out: &mut Vec<u8>) {
     put_len(tag, message.encoded_len(), out);
-    message.encode(out).expect("a BytesMut grows as needed");
+    message.encode(out).expect("a Vec grows as needed");
 }
 
-fn put_int(tag: u32, value: i64, out: &mut BytesMut) {
+fn put_int(tag: u32, value: i64, out: &mut Vec<u8>) {
     if value != 0 {
         encode_key(tag, WireType::Varint, out);
         encode_varint(value.cast_unsigned(), out);
@@ -226,19 +226,19 @@ fn range_len(header: &ResponseHeader, answer: &RangeAnswer) -> usize {
     message_len(1, header.encoded_len()) + range_body_len(answer)
 }
 
-fn put_range_tail(answer: &RangeAnswer, out: &mut BytesMut) {
+fn put_range_tail(answer: &RangeAnswer, out: &mut Vec<u8>) {
     put_int(3, answer.more.into(), out);
     put_int(4, answer.count, out);
 }
 
-fn put_range_body(answer: &RangeAnswer, out: &mut BytesMut) {
+fn put_range_body(answer: &RangeAnswer, out: &mut Vec<u8>) {
     for row in &answer.rows {
         put_row(2, row, out);
     }
     put_range_tail(answer, out);
 }
 
-fn put_range(header: &ResponseHeader, answer: &RangeAnswer, out: &mut BytesMut) {
+fn put_range(header: &ResponseHeader, answer: &RangeAnswer, out: &mut Vec<u8>) {
     put_message(1, header, out);
     put_range_body(answer, out);
 }
@@ -248,7 +248,7 @@ fn put_answer_len(header: &ResponseHeader, answer: &PutAnswer) -> usize {
     message_len(1, header.encoded_len()) + previous
 }
 
-fn put_put(header: &ResponseHeader, answer: &PutAnswer, out: &mut BytesMut) {
+fn put_put(header: &ResponseHeader, answer: &PutAnswer, out: &mut Vec<u8>) {
     put_message(1, header, out);
     if let Some(row) = &answer.previous {
         put_row(2, row, out);
@@ -260,7 +260,7 @@ fn delete_len(header: &ResponseHeader, answer: &DeleteAnswer) -> usize {
     message_len(1, header.encoded_len()) + int_len(2, answer.deleted) + rows
 }
 
-fn put_delete(header: &ResponseHeader, answer: &DeleteAnswer, out: &mut BytesMut) {
+fn put_delete(header: &ResponseHeader, answer: &DeleteAnswer, out: &mut Vec<u8>) {
     put_message(1, header, out);
     put_int(2, answer.deleted, out);
     for row in &answer.previous {
@@ -275,7 +275,7 @@ fn txn_len(header: &ResponseHeader, answer: &TxnAnswer) -> usize {
         + responses.sum::<usize>()
 }
 
-fn put_txn(header: &ResponseHeader, answer: &TxnAnswer, out: &mut BytesMut) {
+fn put_txn(header: &ResponseHeader, answer: &TxnAnswer, out: &mut Vec<u8>) {
     put_message(1, header, out);
     put_int(2, answer.succeeded.into(), out);
     for answer in &answer.answers {
@@ -309,7 +309,7 @@ fn inner_len(answer: &Answer) -> Option<(u32, usize)> {
     }
 }
 
-fn put_response(answer: &Answer, out: &mut BytesMut) {
+fn put_response(answer: &Answer, out: &mut Vec<u8>) {
     let Some((tag, length)) = inner_len(answer) else { return };
     put_len(tag, length, out);
     match answer {

@@ -12,7 +12,7 @@ use std::{
     task::{Context, Poll},
 };
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use tokio::sync::mpsc;
 use tonic::Code;
 
@@ -171,17 +171,17 @@ impl Outbox {
 
 /// The next piece of a large read, and whether it was the last.
 fn next_rows(rows: &mut Rows) -> (Bytes, bool) {
-    let mut out = BytesMut::with_capacity(PIECE_BYTES);
+    let mut out = Vec::with_capacity(PIECE_BYTES);
     out.extend_from_slice(&std::mem::take(&mut rows.head));
     while out.len() < PIECE_BYTES {
         let Some(row) = rows.rows.next() else {
             out.extend_from_slice(&rows.tail);
-            return (out.freeze(), true);
+            return (out.into(), true);
         };
         put_row_head(2, &row, &mut out);
         out.extend_from_slice(&row);
     }
-    (out.freeze(), false)
+    (out.into(), false)
 }
 
 /// The number of a code, in digits.

@@ -8,7 +8,7 @@
 
 use std::fmt;
 
-use bytes::{Buf, Bytes, BytesMut};
+use bytes::{Buf, Bytes};
 use prost::{
     DecodeError, Message,
     encoding::{DecodeContext, WireType, decode_key, encode_key, encode_varint, skip_field},
@@ -74,11 +74,11 @@ macro_rules! requests {
                 match self { $(Self::$name(message) => message.encoded_len(),)* }
             }
 
-            fn encode_raw(&self, out: &mut BytesMut) {
+            fn encode_raw(&self, out: &mut Vec<u8>) {
                 match self {
                     $(Self::$name(message) => message
                         .encode(out)
-                        .expect("a BytesMut grows as needed"),)*
+                        .expect("a Vec grows as needed"),)*
                 }
             }
 
@@ -171,7 +171,7 @@ impl Command {
             auth_revision: self.auth_revision,
         };
         let body_bytes = self.request.as_ref().map_or(0, Request::encoded_len);
-        let mut out = BytesMut::with_capacity(body_bytes + header.encoded_len() + 16);
+        let mut out = Vec::with_capacity(body_bytes + header.encoded_len() + 16);
         if let Some(request) = &self.request {
             encode_key(request.tag(), WireType::LengthDelimited, &mut out);
             encode_varint(body_bytes as u64, &mut out);
@@ -179,8 +179,8 @@ impl Command {
         }
         encode_key(HEADER_TAG, WireType::LengthDelimited, &mut out);
         encode_varint(header.encoded_len() as u64, &mut out);
-        header.encode(&mut out).expect("a BytesMut grows as needed");
-        out.freeze()
+        header.encode(&mut out).expect("a Vec grows as needed");
+        Bytes::from(out)
     }
 
     /// Reads the data of a normal entry, sharing its bytes.

@@ -90,7 +90,7 @@ const LIFE_PING: [u8; 8] = *b"alive? \n";
 thread_local! {
     /// What is read, what was read before, and what is to be written, of whichever connection has
     /// its turn.
-    static BUFFERS: RefCell<[BytesMut; 3]> = RefCell::default();
+    static BUFFERS: RefCell<(BytesMut, BytesMut, Vec<u8>)> = RefCell::default();
 }
 
 /// How a connection ended.
@@ -248,7 +248,7 @@ where
     }
 
     fn borrow_buffers(&mut self) {
-        BUFFERS.with_borrow_mut(|[input, spare, output]| {
+        BUFFERS.with_borrow_mut(|(input, spare, output)| {
             if self.input.is_empty() {
                 self.input = std::mem::take(input);
             }
@@ -260,7 +260,7 @@ where
     }
 
     fn return_buffers(&mut self) {
-        BUFFERS.with_borrow_mut(|[input, spare, output]| {
+        BUFFERS.with_borrow_mut(|(input, spare, output)| {
             if self.input.is_empty() {
                 *input = std::mem::take(&mut self.input);
             }
@@ -372,7 +372,7 @@ where
         self.written = 0;
         output.clear();
         if OUTPUT_BYTES_KEPT < output.capacity() {
-            *output = BytesMut::new();
+            *output = Vec::new();
         }
         Ok(Poll::Ready(()))
     }

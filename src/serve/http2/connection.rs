@@ -151,14 +151,14 @@ pub(in crate::serve) struct Connection {
     pub(super) waiting_ended: usize,
     /// Streams whose content has been sent after a wait.
     pub(super) emptied: VecDeque<Key>,
-    pub(super) out: BytesMut,
-    pub(super) scratch: BytesMut,
+    pub(super) out: Vec<u8>,
+    pub(super) scratch: Vec<u8>,
 }
 
 impl Connection {
     /// A connection at its very start. Our settings are in the output.
     pub(in crate::serve) fn new(settings: Settings) -> Self {
-        let mut out = BytesMut::new();
+        let mut out = Vec::new();
         let unlimited = [(4, settings.stream_window), (6, settings.fields_bytes_max)];
         let limited = [(3, settings.streams_max), unlimited[0], unlimited[1]];
         let values = if settings.streams_max == u32::MAX { &limited[1..] } else { &limited[..] };
@@ -190,7 +190,7 @@ impl Connection {
             waiting_ended: 0,
             emptied: VecDeque::new(),
             out,
-            scratch: BytesMut::new(),
+            scratch: Vec::new(),
         }
     }
 

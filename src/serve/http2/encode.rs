@@ -10,7 +10,7 @@
 //!
 //! Source: RFC 7541; gRPC over HTTP/2, the section on responses.
 
-use bytes::{BufMut, BytesMut};
+use bytes::BufMut;
 
 use super::hpack::ENTRY_OVERHEAD_BYTES;
 
@@ -70,7 +70,7 @@ impl Encoder {
     }
 
     /// What stands at the start of every block.
-    fn start(&mut self, out: &mut BytesMut) {
+    fn start(&mut self, out: &mut Vec<u8>) {
         if self.table == PeerTable::Shrinking {
             out.put_u8(RESIZED);
             self.table = PeerTable::Unused;
@@ -78,7 +78,7 @@ impl Encoder {
     }
 
     /// The start of an answer to a gRPC call: status 200 and the content type.
-    pub(super) fn grpc_head(&mut self, out: &mut BytesMut) {
+    pub(super) fn grpc_head(&mut self, out: &mut Vec<u8>) {
         self.start(out);
         out.put_u8(INDEXED | INDEX_STATUS_200);
         match self.table {
@@ -97,7 +97,7 @@ impl Encoder {
     }
 
     /// The end of a gRPC call that succeeded.
-    pub(super) fn grpc_ok(&mut self, out: &mut BytesMut) {
+    pub(super) fn grpc_ok(&mut self, out: &mut Vec<u8>) {
         self.start(out);
         match self.table {
             PeerTable::Filled => out.put_u8(INDEXED | INDEX_NEWEST),
@@ -115,40 +115,40 @@ impl Encoder {
 
     /// The end of a gRPC call that failed: `code` in digits, and a text as gRPC encodes it. After
     /// [`Encoder::grpc_head`] in one block, or in a block of its own.
-    pub(super) fn grpc_failure(&mut self, code: &str, text: &str, out: &mut BytesMut) {
+    pub(super) fn grpc_failure(&mut self, code: &str, text: &str, out: &mut Vec<u8>) {
         self.start(out);
         put_field(GRPC_STATUS, code.as_bytes(), out);
         put_field(GRPC_MESSAGE, text.as_bytes(), out);
     }
 
     /// The start of any other answer.
-    pub(super) fn status(&mut self, status: &str, out: &mut BytesMut) {
+    pub(super) fn status(&mut self, status: &str, out: &mut Vec<u8>) {
         self.start(out);
         put_number(0, 4, INDEX_STATUS_200.into(), out);
         put_string(status.as_bytes(), out);
     }
 
     /// A field after [`Encoder::status`].
-    pub(super) fn field(&mut self, name: &[u8], value: &[u8], out: &mut BytesMut) {
+    pub(super) fn field(&mut self, name: &[u8], value: &[u8], out: &mut Vec<u8>) {
         assert!(self.table != PeerTable::Shrinking, "a field comes after the start of a block");
         put_field(name, value, out);
     }
 }
 
 /// A field that is not added to the table.
-fn put_field(name: &[u8], value: &[u8], out: &mut BytesMut) {
+fn put_field(name: &[u8], value: &[u8], out: &mut Vec<u8>) {
     out.put_u8(0);
     put_string(name, out);
     put_string(value, out);
 }
 
-fn put_string(text: &[u8], out: &mut BytesMut) {
+fn put_string(text: &[u8], out: &mut Vec<u8>) {
     put_number(0, 7, text.len(), out);
     out.put_slice(text);
 }
 
 /// A number in the low bits of a byte, whose high bits are `flags`, and of further bytes.
-fn put_number(flags: u8, prefix_bits: u8, number: usize, out: &mut BytesMut) {
+fn put_number(flags: u8, prefix_bits: u8, number: usize, out: &mut Vec<u8>) {
     let mask = 0xff >> (8 - prefix_bits);
     match u8::try_from(number) {
         Ok(number) if number < mask => out.put_u8(flags | number),
@@ -173,14 +173,13 @@ mod tests {
         super::hpack::{Decoder, tests::read},
         Encoder,
     };
-    use bytes::BytesMut;
 
     /// A block, its size, and what the peer reads.
     fn block(
         decoder: &mut Decoder,
-        put: impl FnOnce(&mut BytesMut),
+        put: impl FnOnce(&mut Vec<u8>),
     ) -> (usize, Vec<(String, String)>) {
-        let mut out = BytesMut::new();
+        let mut out = Vec::new();
         put(&mut out);
         (out.len(), read(decoder, &out))
     }

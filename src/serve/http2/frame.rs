@@ -312,7 +312,7 @@ fn setting(id: u16, value: u32) -> Result<Option<Setting>, Wrong> {
     }
 }
 
-fn put_head(length: usize, kind: u8, flags: u8, stream: StreamId, out: &mut BytesMut) {
+fn put_head(length: usize, kind: u8, flags: u8, stream: StreamId, out: &mut Vec<u8>) {
     let length = u32::try_from(length).expect("payloads have at most 24 bits of length");
     assert!(length <= PAYLOAD_BYTES_LIMIT, "a payload of {length} bytes");
     let mut head = [0; HEAD_BYTES];
@@ -323,7 +323,7 @@ fn put_head(length: usize, kind: u8, flags: u8, stream: StreamId, out: &mut Byte
 }
 
 /// Our settings: id and value of each.
-pub(super) fn put_settings(values: &[(u16, u32)], out: &mut BytesMut) {
+pub(super) fn put_settings(values: &[(u16, u32)], out: &mut Vec<u8>) {
     put_head(values.len() * 6, SETTINGS, 0, StreamId(0), out);
     for (id, value) in values {
         out.put_u16(*id);
@@ -331,47 +331,47 @@ pub(super) fn put_settings(values: &[(u16, u32)], out: &mut BytesMut) {
     }
 }
 
-pub(super) fn put_settings_ack(out: &mut BytesMut) {
+pub(super) fn put_settings_ack(out: &mut Vec<u8>) {
     put_head(0, SETTINGS, ACK, StreamId(0), out);
 }
 
-pub(super) fn put_ping(payload: [u8; 8], out: &mut BytesMut) {
+pub(super) fn put_ping(payload: [u8; 8], out: &mut Vec<u8>) {
     put_head(8, PING, 0, StreamId(0), out);
     out.put_slice(&payload);
 }
 
-pub(super) fn put_ping_ack(payload: [u8; 8], out: &mut BytesMut) {
+pub(super) fn put_ping_ack(payload: [u8; 8], out: &mut Vec<u8>) {
     put_head(8, PING, ACK, StreamId(0), out);
     out.put_slice(&payload);
 }
 
 /// Streams above `last` were not and will not be served.
-pub(super) fn put_go_away(last: StreamId, code: Code, text: &str, out: &mut BytesMut) {
+pub(super) fn put_go_away(last: StreamId, code: Code, text: &str, out: &mut Vec<u8>) {
     put_head(8 + text.len(), GOAWAY, 0, StreamId(0), out);
     out.put_u32(last.0);
     out.put_u32(code.0);
     out.put_slice(text.as_bytes());
 }
 
-pub(super) fn put_reset(stream: StreamId, code: Code, out: &mut BytesMut) {
+pub(super) fn put_reset(stream: StreamId, code: Code, out: &mut Vec<u8>) {
     put_head(4, RST_STREAM, 0, stream, out);
     out.put_u32(code.0);
 }
 
-pub(super) fn put_window_update(stream: StreamId, increment: u32, out: &mut BytesMut) {
+pub(super) fn put_window_update(stream: StreamId, increment: u32, out: &mut Vec<u8>) {
     put_head(4, WINDOW_UPDATE, 0, stream, out);
     out.put_u32(increment);
 }
 
 /// One data frame; the last of its stream if `last`.
-pub(super) fn put_data(stream: StreamId, data: &[u8], last: Last, out: &mut BytesMut) {
+pub(super) fn put_data(stream: StreamId, data: &[u8], last: Last, out: &mut Vec<u8>) {
     out.reserve(HEAD_BYTES + data.len());
     put_head(data.len(), DATA, last.flag(), stream, out);
     out.put_slice(data);
 }
 
 /// A block of header fields, in as many frames as it takes.
-pub(super) fn put_headers(stream: StreamId, block: &[u8], last: Last, out: &mut BytesMut) {
+pub(super) fn put_headers(stream: StreamId, block: &[u8], last: Last, out: &mut Vec<u8>) {
     let mut rest = block;
     let mut kind = HEADERS;
     loop {

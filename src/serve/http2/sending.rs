@@ -14,7 +14,7 @@
 //! - S1 Whoever has something left to send and room in its own window stands in the queue.
 //! - S2 Content leaves only into an output of less than [`OUTPUT_BYTES_MAX`].
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 
 use super::{
     connection::Connection,
@@ -46,7 +46,7 @@ enum Sent {
 
 impl Connection {
     /// What is to be written; whoever writes takes it from here.
-    pub(in crate::serve) const fn output(&mut self) -> &mut BytesMut {
+    pub(in crate::serve) const fn output(&mut self) -> &mut Vec<u8> {
         &mut self.out
     }
 

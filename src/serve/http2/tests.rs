@@ -87,7 +87,7 @@ impl Server {
 
     /// What it sends, as frames.
     fn say(&mut self) -> Vec<Frame> {
-        let mut output = self.connection.output().split();
+        let mut output = BytesMut::from(&std::mem::take(self.connection.output())[..]);
         let mut frames = Vec::new();
         while let Some(frame) = frame::next(&mut output).expect("we speak the protocol") {
             frames.push(frame);
@@ -105,10 +105,10 @@ const fn end(last: bool) -> &'static str {
     if last { ", the last" } else { "" }
 }
 
-fn bytes(put: impl FnOnce(&mut BytesMut)) -> BytesMut {
-    let mut out = BytesMut::new();
+fn bytes(put: impl FnOnce(&mut Vec<u8>)) -> BytesMut {
+    let mut out = Vec::new();
     put(&mut out);
-    out
+    BytesMut::from(&out[..])
 }
 
 fn greeting() -> BytesMut {
@@ -541,7 +541,8 @@ impl Client {
 
     fn listen(&mut self, server: &mut Server) {
         loop {
-            let frames = self.read(&mut server.connection.output().split());
+            let output = std::mem::take(server.connection.output());
+            let frames = self.read(&mut BytesMut::from(&output[..]));
             server.connection.resume();
             if frames == 0 {
                 return;
