@@ -13,9 +13,9 @@
 //! ```
 //!
 //! Invariants
-//! - D0 A connection that waits keeps no buffers but for what is in them.
-//! - D1 Nothing is read while more waits to be written than a socket takes at once.
-//! - D2 After a turn, each call that can go on is in the list of those woken, or its stream waits
+//! - D1 A connection that waits keeps no buffers but for what is in them.
+//! - D2 Nothing is read while more waits to be written than a socket takes at once.
+//! - D3 After a turn, each call that can go on is in the list of those woken, or its stream waits
 //!   for room.
 
 use std::{
@@ -34,7 +34,6 @@ use bytes::{Bytes, BytesMut};
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
     sync::watch,
-    time::{Instant, Sleep, sleep},
 };
 use tracing::debug;
 
@@ -42,6 +41,7 @@ use super::{
     calls::{Calls, Gathering, Outcome, Place, PlaceWaker, Run, Woken, Work},
     connection::{Client, Service, show_authority, stopped},
     http2::{Code, Connection, End, Event, Key, OUTPUT_BYTES_MAX, Settings},
+    life::{Life, Verdict},
     options::Traffic,
     requests::{Asked, Reader, Speaks},
 };
@@ -138,16 +138,6 @@ struct Fresh {
     key: Key,
     rpc: Rpc,
     metadata: Metadata,
-}
-
-/// The watch over a silent client.
-struct Life {
-    timer: Pin<Box<Sleep>>,
-    interval: Duration,
-    timeout: Duration,
-    heard_at: Duration,
-    /// When it was asked for a sign of life.
-    asked_at: Option<Duration>,
 }
 
 /// Serves a connection whose first bytes are in `input`, until it ends or, after the stop, until
@@ -327,7 +317,7 @@ where
 
     fn poll_read(&mut self, context: &mut Context<'_>) -> Result<Poll<()>, Over> {
         if OUTPUT_BYTES_MAX <= self.core.output().len() {
-            // D1. The write that empties it wakes us.
+            // D2. The write that empties it wakes us.
             return Ok(Poll::Pending);
         }
         if self.input.capacity() - self.input.len() < READ_BYTES_MIN {
@@ -341,7 +331,7 @@ where
             Poll::Ready(Err(error)) => return Err(Over::Failed(error)),
         }
         if let Some(life) = &mut self.life {
-            life.heard_at = self.clock.now();
+            life.hear(self.clock.now());
         }
         Ok(Poll::Ready(()))
     }
@@ -621,36 +611,17 @@ where
     }
 
     fn poll_life(&mut self, waker: &Waker) -> Result<(), Over> {
-        let Some(life) = &mut self.life else { return Ok(()) };
         let mut context = Context::from_waker(waker);
-        while life.timer.as_mut().poll(&mut context).is_ready() {
-            let now = self.clock.now();
-            let silence = now.saturating_sub(life.heard_at);
-            let answered = life.asked_at.is_none_or(|asked_at| asked_at < life.heard_at);
-            let left = if !answered {
-                return Err(Over::Dead);
-            } else if silence < life.interval {
-                life.asked_at = None;
-                life.interval - silence
-            } else {
-                life.asked_at = Some(now);
-                self.core.put_ping(LIFE_PING);
-                life.timeout
-            };
-            life.timer.as_mut().reset(Instant::now() + left);
+        while let Some(life) = &mut self.life
+            && let Poll::Ready(verdict) = life.poll(&mut context, self.clock.now())
+        {
+            match verdict {
+                Verdict::Fine => {}
+                Verdict::Ask => self.core.put_ping(LIFE_PING),
+                Verdict::Dead => return Err(Over::Dead),
+            }
         }
         Ok(())
-    }
-}
-
-impl Life {
-    /// None if pings are turned off.
-    fn new(interval: Duration, timeout: Duration, now: Duration) -> Option<Self> {
-        if interval.is_zero() || timeout.is_zero() {
-            return None;
-        }
-        let timer = Box::pin(sleep(interval));
-        Some(Self { timer, interval, timeout, heard_at: now, asked_at: None })
     }
 }
 

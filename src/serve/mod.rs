@@ -26,6 +26,7 @@ mod driver;
 mod http2;
 #[cfg(test)]
 mod http2_tests;
+mod life;
 mod listener;
 mod options;
 mod requests;
