@@ -18,7 +18,7 @@ use super::{
     event::EventKind,
     hash::HashKv,
     range::{Content, RangeOptions},
-    rows::{Damage, RowScan, RowSource, StoredCompactions, StoredRow},
+    rows::{Damage, RowScan, RowSource, StoredCompactions, StoredRow, Wanted},
     store::Store,
     stream::RangeStream,
     version::KeyVersion,
@@ -59,13 +59,13 @@ impl RowScan for MemorySource {
 impl RowSource for MemorySource {
     fn fetch(
         &self,
-        wanted: &[RowRevision],
+        wanted: &[Wanted],
         found: &mut dyn FnMut(usize, StoredRow<'_>),
     ) -> Result<(), Damage> {
         let memory = self.0.lock().expect("not poisoned");
-        for (place, at) in wanted.iter().enumerate() {
-            if let Some(row) = memory.rows.get(at) {
-                found(place, row.into());
+        for wanted in wanted {
+            if let Some(row) = memory.rows.get(&wanted.at()) {
+                found(wanted.place(), row.into());
             }
         }
         Ok(())

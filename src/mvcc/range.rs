@@ -152,6 +152,21 @@ impl RangeOptions {
         usize::try_from(self.limit).ok().filter(|limit| 0 < *limit)
     }
 
+    /// Whether the answer is the rows of the keys in their order, and nothing else.
+    fn is_plain(&self) -> bool {
+        self.content == Content::Rows && self.sort_by == SortBy::Key && self.limits_early()
+    }
+
+    /// How many keys need to be looked at: one more than the limit if that is enough to go on
+    /// with.
+    fn enough(&self) -> usize {
+        match self.limit() {
+            _ if matches!(self.range, KeyRange::Single(_)) => 1,
+            Some(limit) if self.limits_early() => limit.saturating_add(1),
+            _ => usize::MAX,
+        }
+    }
+
     /// Whether the limit can be applied before filters and order.
     fn limits_early(&self) -> bool {
         let natural = match self.order {
@@ -215,6 +230,9 @@ impl View {
 
     /// The rows of an answer, without counting what the limit left unseen.
     pub(super) fn page(&self, options: &RangeOptions, at: Revision) -> Result<Page, ReadError> {
+        if options.is_plain() {
+            return self.plain_page(options, at);
+        }
         let mut selected = self.select(options, at);
         let seen = selected.len();
         let saw_all = !options.limits_early() || options.limit().is_none_or(|limit| seen <= limit);
@@ -228,6 +246,24 @@ impl View {
             }
         };
         Ok(Page { rows, more, count: saw_all.then_some(seen) })
+    }
+
+    /// Rows in key order: the answer that may be as large as the store, so nothing but the places
+    /// of its rows is kept of the keys.
+    fn plain_page(&self, options: &RangeOptions, at: Revision) -> Result<Page, ReadError> {
+        let (limit, enough) = (options.limit(), options.enough());
+        let expected = match limit {
+            None if at == self.revision => self.index.count(&options.range, at),
+            None | Some(_) => 0,
+        };
+        let mut wanted = Vec::with_capacity(expected);
+        self.index.visit(&options.range, at, |_, version| {
+            wanted.push(version.modified);
+            if wanted.len() < enough { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+        });
+        let seen = wanted.len();
+        let more = cut(&mut wanted, options);
+        Ok(Page { rows: self.rows(wanted)?, more, count: (!more).then_some(seen) })
     }
 
     /// The answer to the most frequent question: everything about one key.
@@ -245,7 +281,7 @@ impl View {
         }
         let rows = match self.ring.get(version.modified) {
             Some(row) => vec![row.value.clone()],
-            None => self.rows(&[version.modified])?,
+            None => self.rows(vec![version.modified])?,
         };
         Ok(self.answer(rows, 1, false))
     }
@@ -258,11 +294,7 @@ impl View {
     /// The keys of the range in key order: all of them, or one more than the limit if that is
     /// enough to go on with.
     fn select(&self, options: &RangeOptions, at: Revision) -> Vec<Selected> {
-        let enough = match options.limit() {
-            _ if matches!(options.range, KeyRange::Single(_)) => 1,
-            Some(limit) if options.limits_early() => limit.saturating_add(1),
-            _ => usize::MAX,
-        };
+        let enough = options.enough();
         let mut selected = Vec::new();
         let mut block = Block::new(enough.min(self.index.live()));
         let keys = options.content == Content::Keys && options.sort_by != SortBy::Value;
@@ -282,8 +314,7 @@ impl View {
             Content::Count => Ok(Vec::new()),
             Content::Keys => Ok(selected.into_iter().filter_map(|key| key.row).collect()),
             Content::Rows => {
-                let wanted: Vec<_> = selected.iter().map(|key| key.version.modified).collect();
-                self.rows(&wanted)
+                self.rows(selected.into_iter().map(|key| key.version.modified).collect())
             }
         }
     }
@@ -296,7 +327,7 @@ impl View {
     ) -> Result<(Vec<Bytes>, bool), ReadError> {
         let wanted: Vec<_> = selected.iter().map(|key| key.version.modified).collect();
         let mut rows = Vec::with_capacity(wanted.len());
-        for (row, at) in self.rows(&wanted)?.into_iter().zip(wanted) {
+        for (row, at) in self.rows(wanted.clone())?.into_iter().zip(wanted) {
             rows.push((encoding::decode(at, row.clone())?, row));
         }
         sort(options.order, &mut rows, |(left, _), (right, _)| left.value.cmp(&right.value));

@@ -126,13 +126,43 @@ pub(super) trait RowScan: fmt::Debug + Send + Sync {
     ) -> Result<(), Damage>;
 }
 
+/// A row to be read, and its place among those that a reader asked for. Small, because a reader
+/// may ask for millions; ordered by revision.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Wanted {
+    main: i64,
+    sub: u32,
+    place: u32,
+}
+
+impl Wanted {
+    pub(super) fn new(at: RowRevision, place: usize) -> Self {
+        let small =
+            "an answer has fewer rows, and a transaction fewer changes, than fit into memory";
+        Self {
+            main: at.main.0,
+            sub: u32::try_from(at.sub).expect(small),
+            place: u32::try_from(place).expect(small),
+        }
+    }
+
+    /// The row.
+    pub(super) fn at(self) -> RowRevision {
+        RowRevision { main: Revision(self.main), sub: self.sub.into() }
+    }
+
+    pub(super) fn place(self) -> usize {
+        usize::try_from(self.place).expect("it was one")
+    }
+}
+
 /// Stored rows. The backend in production, memory in tests.
 pub(super) trait RowSource: RowScan {
     /// Reads the rows at `wanted`, which ascend, in one read transaction; `found` learns the place
-    /// in `wanted` of each that is there.
+    /// of each that is there.
     fn fetch(
         &self,
-        wanted: &[RowRevision],
+        wanted: &[Wanted],
         found: &mut dyn FnMut(usize, StoredRow<'_>),
     ) -> Result<(), Damage>;
 

@@ -5,7 +5,7 @@
 
 use std::{ops::ControlFlow, sync::Arc};
 
-use super::rows::{Damage, RowScan, RowSource, StoredCompactions, StoredRow};
+use super::rows::{Damage, RowScan, RowSource, StoredCompactions, StoredRow, Wanted};
 use crate::{
     model::{Revision, RowRevision},
     storage::{
@@ -48,21 +48,21 @@ impl RowScan for Survey {
 impl RowSource for Backend {
     fn fetch(
         &self,
-        wanted: &[RowRevision],
+        wanted: &[Wanted],
         found: &mut dyn FnMut(usize, StoredRow<'_>),
     ) -> Result<(), Damage> {
         let reader = self.reader()?;
-        let mut place = 0;
-        while place < wanted.len() {
-            let run = run_length(&wanted[place..]);
-            if run == 1 {
-                if let Some(row) = reader.row_ref(wanted[place])? {
-                    found(place, row.into());
+        let mut rest = wanted;
+        while let Some(first) = rest.first() {
+            let (run, after) = rest.split_at(run_length(rest));
+            if run.len() == 1 {
+                if let Some(row) = reader.row_ref(first.at())? {
+                    found(first.place(), row.into());
                 }
             } else {
-                walk(&reader, &wanted[place..place + run], &mut |at, row| found(place + at, row))?;
+                walk(&reader, run, found)?;
             }
-            place += run;
+            rest = after;
         }
         Ok(())
     }
@@ -86,26 +86,26 @@ impl RowSource for Backend {
 }
 
 /// How many of the first rows lie so close together that walking is cheaper than looking up.
-fn run_length(wanted: &[RowRevision]) -> usize {
-    let close = |pair: &&[RowRevision]| pair[1].main.0 - pair[0].main.0 <= WALK_REVISIONS_MAX;
+fn run_length(wanted: &[Wanted]) -> usize {
+    let main = |wanted: Wanted| wanted.at().main.0;
+    let close = |pair: &&[Wanted]| main(pair[1]) - main(pair[0]) <= WALK_REVISIONS_MAX;
     1 + wanted.windows(2).take_while(close).count()
 }
 
 fn walk(
     reader: &Reader<'_>,
-    wanted: &[RowRevision],
+    wanted: &[Wanted],
     found: &mut dyn FnMut(usize, StoredRow<'_>),
 ) -> Result<(), Damage> {
-    let mut place = 0;
-    for row in reader.row_refs(wanted[0])? {
+    let mut wanted = wanted.iter().copied().peekable();
+    let Some(first) = wanted.peek() else { return Ok(()) };
+    for row in reader.row_refs(first.at())? {
         let row = row?;
-        while place < wanted.len() && wanted[place] < row.revision {
-            place += 1;
-        }
-        match wanted.get(place) {
-            None => break,
-            Some(at) if *at == row.revision => found(place, row.into()),
-            Some(_) => {}
+        while wanted.next_if(|wanted| wanted.at() < row.revision).is_some() {}
+        match wanted.next_if(|wanted| wanted.at() == row.revision) {
+            Some(wanted) => found(wanted.place(), row.into()),
+            None if wanted.peek().is_none() => break,
+            None => {}
         }
     }
     Ok(())

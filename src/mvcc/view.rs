@@ -16,7 +16,7 @@ use super::{
     encoding::Block,
     hash::Hashes,
     index::KeyIndex,
-    rows::{Damage, RingView, RowSource, StoredRow},
+    rows::{Damage, RingView, RowSource, StoredRow, Wanted},
     version::KeyVersion,
 };
 use crate::model::{KeyRange, Rejection, Revision, RowRevision};
@@ -107,20 +107,24 @@ impl View {
     /// - [`ReadError::Damaged`] if it cannot be read.
     pub fn row(&self, at: RowRevision) -> Result<Option<Bytes>, ReadError> {
         let mut rows = [None];
-        self.fetch_into(&[at], &mut rows)?;
+        let stored = self.take_from_memory(&[at], &mut rows);
+        self.fetch(stored, &mut rows)?;
         let [row] = rows;
         Ok(row)
     }
 
     /// The rows at `wanted`, all of which the view's index knows, in the same order.
-    pub(super) fn rows(&self, wanted: &[RowRevision]) -> Result<Vec<Bytes>, ReadError> {
+    pub(super) fn rows(&self, wanted: Vec<RowRevision>) -> Result<Vec<Bytes>, ReadError> {
         let mut rows = vec![None; wanted.len()];
-        self.fetch_into(wanted, &mut rows)?;
-        if let Some(place) = rows.iter().position(Option::is_none) {
+        let stored = self.take_from_memory(&wanted, &mut rows);
+        // The answer may be large, and what was asked is known from the rest.
+        drop(wanted);
+        let stored = self.fetch(stored, &mut rows)?;
+        if let Some(missing) = stored.into_iter().find(|wanted| rows[wanted.place()].is_none()) {
             self.check_outdated()?;
-            return Err(Damage::Missing(wanted[place]).into());
+            return Err(Damage::Missing(missing.at()).into());
         }
-        Ok(rows.into_iter().flatten().collect())
+        Ok(rows.into_iter().map(|row| row.expect("none is missing")).collect())
     }
 
     /// Fails if a newer compaction than the view knows may have deleted rows by now.
@@ -173,29 +177,42 @@ impl View {
         Ok(stored)
     }
 
-    fn fetch_into(
-        &self,
-        wanted: &[RowRevision],
-        rows: &mut [Option<Bytes>],
-    ) -> Result<(), ReadError> {
+    /// Takes what of `wanted` is in memory. Returns what is not.
+    fn take_from_memory(&self, wanted: &[RowRevision], rows: &mut [Option<Bytes>]) -> Vec<Wanted> {
+        let first = self.ring.first().map(|row| row.revision);
+        let in_memory = |at: RowRevision| {
+            if first.is_some_and(|first| first <= at) { self.ring.get(at) } else { None }
+        };
         let mut stored = Vec::new();
         for (place, &at) in wanted.iter().enumerate() {
-            match self.ring.get(at) {
+            match in_memory(at) {
                 Some(row) => rows[place] = Some(row.value.clone()),
-                None => stored.push((at, place)),
+                None => {
+                    if stored.is_empty() {
+                        stored.reserve_exact(wanted.len() - place);
+                    }
+                    stored.push(Wanted::new(at, place));
+                }
             }
         }
-        if stored.is_empty() {
-            return Ok(());
+        stored
+    }
+
+    /// Reads what is in the backend.
+    fn fetch(
+        &self,
+        mut stored: Vec<Wanted>,
+        rows: &mut [Option<Bytes>],
+    ) -> Result<Vec<Wanted>, ReadError> {
+        if !stored.is_empty() {
+            // The order of the backend, so that its pages are visited once.
+            stored.sort_unstable();
+            let mut block = Block::new(stored.len());
+            self.source.fetch(&stored, &mut |place, row| {
+                let copy = block.row(row.value.len(), |out| out.extend_from_slice(row.value));
+                rows[place] = Some(copy);
+            })?;
         }
-        // The order of the backend, so that its pages are visited once.
-        stored.sort_unstable();
-        let revisions: Vec<_> = stored.iter().map(|(at, _)| *at).collect();
-        let mut block = Block::new(stored.len());
-        self.source.fetch(&revisions, &mut |found, row| {
-            let copy = block.row(row.value.len(), |out| out.extend_from_slice(row.value));
-            rows[stored[found].1] = Some(copy);
-        })?;
-        Ok(())
+        Ok(stored)
     }
 }

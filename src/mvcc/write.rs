@@ -128,7 +128,7 @@ impl<'s> WriteTxn<'s> {
     pub fn row(&self, at: RowRevision) -> Result<Bytes, ReadError> {
         match self.store.ring().get(at) {
             Some(row) => Ok(row.value.clone()),
-            None => self.view().rows(&[at]).map(|mut rows| rows.remove(0)),
+            None => self.view().rows(vec![at]).map(|mut rows| rows.remove(0)),
         }
     }
 
