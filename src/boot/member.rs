@@ -279,7 +279,7 @@ impl Member for LocalMember {
         self.handle.sync_backend().await?;
         let (parts, receiver) = mpsc::channel(BACKUP_PARTS_MAX);
         let backend = self.handle.backend().clone();
-        let spawned = thread::spawn("backup", Priority::Normal, move || {
+        let spawned = thread::spawn("backup", Priority::Background, move || {
             run_backup(&backend, &parts);
         });
         if let Err(error) = spawned {
