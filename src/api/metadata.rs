@@ -1,8 +1,9 @@
 //! What a call's metadata says, as far as anybody looks at it.
 //!
 //! Decides how the metadata of etcd's clients is read: of several values the first counts, and of
-//! `hasleader` only `true`; a timeout that cannot be read is refused. The token is kept as it came; authentication resolves it. Filled by
-//! `serve` while it reads a request's fields, used by `gate`, `dispatch` and `wire`.
+//! `hasleader` only `true`; a timeout that cannot be read is refused. The token is kept as it came;
+//! authentication resolves it. Filled by `serve` while it reads a request's fields, used by `gate`,
+//! `dispatch` and `wire`.
 //!
 //! Source: etcd `api/v3rpc/rpctypes/metadatafields.go` and `server/auth/store.go`; grpc-go
 //! `internal/transport/http_util.go` for timeouts.
@@ -67,6 +68,18 @@ impl Metadata {
         Err(Failure::new(Code::Internal, format!("malformed grpc-timeout: {why}")))
     }
 
+    /// Refuses compression that nobody knows, whether or not a message uses it. What etcd knows and
+    /// this server does not is refused by the first message that uses it.
+    ///
+    /// # Errors
+    /// With grpc-go's text.
+    pub fn check_encoding(&self) -> Result<(), Failure> {
+        match self.encoding.as_deref() {
+            None | Some(b"" | b"identity" | b"gzip") => Ok(()),
+            Some(encoding) => Err(unknown_encoding(encoding)),
+        }
+    }
+
     /// The auth token, from `token` or else `authorization`, without `Bearer `.
     #[must_use]
     pub fn token(&self) -> Option<&str> {
@@ -97,6 +110,13 @@ impl Metadata {
         self.add(name.as_bytes(), value, Bytes::copy_from_slice);
         self
     }
+}
+
+/// The refusal of a message or call that is compressed in a way nobody here can undo.
+pub(super) fn unknown_encoding(encoding: &[u8]) -> Failure {
+    let encoding = String::from_utf8_lossy(encoding);
+    let text = format!("grpc: Decompressor is not installed for grpc-encoding {encoding:?}");
+    Failure::new(Code::Unimplemented, text)
 }
 
 fn timeout(text: &str) -> Result<Duration, String> {

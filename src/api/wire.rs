@@ -21,7 +21,12 @@ use bytes::{Buf, Bytes, BytesMut};
 use prost::Message;
 use tonic::Code;
 
-use super::{answer::PREFIX_BYTES, codec::count_received, metadata::Metadata, status::Failure};
+use super::{
+    answer::PREFIX_BYTES,
+    codec::count_received,
+    metadata::{Metadata, unknown_encoding},
+    status::Failure,
+};
 
 /// Cuts the content of one request into messages.
 #[derive(Debug)]
@@ -139,6 +144,7 @@ impl Deframer {
         match (self.ended, between_messages) {
             (false, _) => Poll::Pending,
             (true, true) => Poll::Ready(Ok(None)),
+            (true, false) if self.prefix_len < PREFIX_BYTES => Poll::Ready(Err(no_message())),
             (true, false) => Poll::Ready(Err(Failure::new(Code::Unknown, "unexpected EOF"))),
         }
     }
@@ -165,13 +171,7 @@ impl Deframer {
                     Code::Internal,
                     "grpc: compressed flag set with identity or empty encoding",
                 ),
-                Some(encoding) => Failure::new(
-                    Code::Unimplemented,
-                    format!(
-                        "grpc: Decompressor is not installed for grpc-encoding {:?}",
-                        String::from_utf8_lossy(encoding)
-                    ),
-                ),
+                Some(encoding) => unknown_encoding(encoding),
             }),
             _ => Err(Failure::new(
                 Code::Internal,
@@ -333,7 +333,7 @@ mod tests {
         assert_eq!(only(b"\0\0\0\0\0"), Ok(Bytes::new()));
         refused(only(b""), Code::Unknown, "EOF");
         refused(only(b"\0\0\0\0\x08a"), Code::Unknown, "unexpected EOF");
-        refused(only(b"\0\0\0"), Code::Unknown, "unexpected EOF");
+        refused(only(b"\0\0\0"), Code::Unknown, "EOF");
         refused(
             only(b"\0\x7f\0\0\0"),
             Code::ResourceExhausted,

@@ -1,8 +1,8 @@
 //! The apply thread: turns committed entries into state, answers and events.
 //!
-//! Decides the order of what one batch makes visible: the published view first, then the answers,
-//! then watch events and the backend's share, so that whoever got an answer finds what it says.
-//! Owns the [`Machine`]. Started by `boot`; fed by the replica thread.
+//! Decides the order of what one batch makes visible: watch events and the published view first,
+//! then the backend's share, then the answers, so that whoever got an answer finds what it says, in
+//! a read and in a backup. Owns the [`Machine`]. Started by `boot`; fed by the replica thread.
 //!
 //! It also takes raft snapshots: every `snapshot_entries` applied entries it notes the position
 //! and the membership, waits (without blocking) until the backend is durable up to there, and has
@@ -193,7 +193,8 @@ impl ApplyThread {
         }
     }
 
-    /// Makes the present state visible, and returns its position, which is to be shown after it.
+    /// Makes the present state visible and hands it to the backend. Returns its position, which is
+    /// to be shown after it.
     fn publish(&mut self) -> LogIndex {
         let published = Arc::new(self.machine.publish());
         let applied = published.applied;
@@ -201,6 +202,9 @@ impl ApplyThread {
         // later revisions only.
         self.watch.publish(&self.machine.take_events(), &published.kv);
         self.shared.published.store(published);
+        // Before the answers: whoever has one may ask for a backup, which must hold it.
+        let batch = self.machine.take_flush();
+        self.flush(FlushJob::Batch(batch));
         applied
     }
 
@@ -221,8 +225,6 @@ impl ApplyThread {
             if self.shared.reads.waits_for_apply() {
                 drop(self.replica.send_reserved(Input::Applied));
             }
-            let batch = self.machine.take_flush();
-            self.flush(FlushJob::Batch(batch));
         }
         self.machine.rows_flushed(self.flusher.flushed().1);
         if self.machine.has_background_work() {

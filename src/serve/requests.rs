@@ -66,7 +66,7 @@ impl Reader {
             }
         }
         if !is_grpc(kind) {
-            if speaks == Speaks::Grpc {
+            if speaks == Speaks::Grpc || kind.starts_with(b"application/grpc") {
                 return Asked::Refused("415", not_grpc(kind));
             }
             return plain(fields).map_or(Asked::Malformed, |plain| Asked::Plain(Box::new(plain)));
@@ -79,7 +79,10 @@ impl Reader {
         }
         let path = String::from_utf8_lossy(path);
         match Rpc::from_path(&path) {
-            Some(rpc) => Asked::Rpc(rpc, metadata),
+            Some(rpc) => match metadata.check_encoding() {
+                Ok(()) => Asked::Rpc(rpc, metadata),
+                Err(failure) => Asked::Refused("200", failure),
+            },
             None => Asked::Refused("200", rpc::unknown(&path)),
         }
     }
