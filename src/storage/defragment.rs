@@ -47,8 +47,8 @@ use crate::{base::duration::Took, failpoint};
 
 /// The beginning of the names of copies.
 const COPY_PREFIX: &str = "copy-";
-/// Stored bytes that a step copies, about: some 10 ms of disk.
-const STEP_BYTES: usize = 4 << 20;
+/// Stored bytes that a step copies, about: a few milliseconds of disk, which the log waits for.
+const STEP_BYTES: usize = 1 << 20;
 
 /// Tells the copies of this process apart.
 static COPIES: AtomicU64 = AtomicU64::new(1);
