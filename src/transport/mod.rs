@@ -20,9 +20,11 @@
 //! Source: etcd `server/etcdserver/api/rafthttp`.
 
 mod local;
+mod requests;
 mod service;
 mod settings;
 
 pub use local::{Local, PeerAnswer, PeerCall, SnapshotBody, SnapshotReceiver};
+pub use requests::{ANSWER_BYTES_MAX, CLUSTER_ID_HEADER, PeerReply, PeerRequest, RequestError};
 pub use service::{Service, Transport, transport};
 pub use settings::Settings;
