@@ -40,6 +40,7 @@ use crate::{
     serve::{self, Endpoint, Listeners, Serving, Traffic},
 };
 
+mod first_start;
 mod long_reads;
 mod member;
 mod open;
@@ -65,6 +66,10 @@ pub fn run(config: Config) -> ExitCode {
     register_metrics(&config);
     match start(&config) {
         Ok(signal) => end_by(signal),
+        Err(StartError::Removed { member }) => {
+            log_removed(member);
+            ExitCode::SUCCESS
+        }
         Err(error) => {
             fatal(&error);
             ExitCode::FAILURE
@@ -109,6 +114,16 @@ fn quota_flag(config: &Config) -> i64 {
     }
 }
 
+/// Says why a member ends that has no cluster any more, in etcd's words.
+fn log_removed(member: MemberId) {
+    tracing::warn!(
+        "local-member-id" = %member,
+        error = "the member has been permanently removed from the cluster",
+        "server error"
+    );
+    tracing::warn!("data-dir used by this member must be removed");
+}
+
 /// Logs the whole chain of an error, as the reason why the process ends.
 fn fatal(error: &(dyn std::error::Error + 'static)) {
     log::write(log::Level::Fatal, "discovery failed", &[("error", json!(chain(error)))]);
@@ -143,7 +158,7 @@ fn start(config: &Config) -> Result<EndedBy, StartError> {
         );
         let listeners = bind(config)?;
         let clock = Clock::system();
-        let opened = open(config, &clock)?;
+        let opened = open(config, &clock).await?;
         let member = opened.member;
         let threads = Threads::start(config, &clock, opened)?;
         serve_until_signal(config, &clock, member, listeners, threads, signals).await

@@ -1,7 +1,8 @@
 //! Opens what is on disk: directory, log, backend, and the state that they make together.
 //!
 //! Decides whether a start is the first of a member or one of many, and refuses directories that
-//! cannot be served without guessing. Called by `boot` before any thread runs.
+//! cannot be served without guessing. What a first start begins with is `first_start`'s business.
+//! Called by `boot` before any thread runs.
 //!
 //! ```text
 //!   no log:   bootstrap entries --> new log          log: newest snapshot <= backend's position
@@ -19,11 +20,9 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use proto::raftpb::HardState;
-
 use crate::{
     base::{clock::Clock, random::Random},
-    cluster::{BOOTSTRAP_TERM, Bootstrap, BootstrapError},
+    cluster::BootstrapError,
     config::{Config, gates::Gate},
     consensus::{self, Raft, RaftState},
     exchange::{self, ExchangeError},
@@ -40,6 +39,8 @@ use crate::{
     },
 };
 
+use super::first_start::{self, JoinError};
+
 /// Everything that was on disk, opened.
 #[derive(Debug)]
 pub(super) struct Opened {
@@ -52,6 +53,9 @@ pub(super) struct Opened {
     pub(super) machine: Machine,
     pub(super) raft: Raft,
     pub(super) finished_compaction: Revision,
+    /// The other members as far as they are known before the log is applied.
+    #[expect(dead_code, reason = "the transport is told of them once it runs")]
+    pub(super) peers: Peers,
 }
 
 /// Why a member does not start.
@@ -79,6 +83,10 @@ pub(super) enum StartError {
     Raft(consensus::StartError),
     /// The backend is outside of the log (O1).
     BackendOutsideLog { backend: LogIndex, first: LogIndex, last: LogIndex },
+    /// The cluster that is to be joined does not take this member.
+    Join(JoinError),
+    /// The cluster has removed this member, for ever.
+    Removed { member: MemberId },
     /// The log is gone, the backend is not.
     LogMissing { wal_dir: PathBuf },
     /// The member was stopped while it started.
@@ -110,6 +118,12 @@ impl fmt::Display for StartError {
                  directory and restore the member from a backup",
                 wal_dir.display()
             ),
+            Self::Join(error) => error.fmt(f),
+            Self::Removed { member } => write!(
+                f,
+                "the member {member} has been permanently removed from the cluster; the data-dir \
+                 used by this member must be removed"
+            ),
             Self::Stopped => f.write_str("the member was stopped while it started"),
         }
     }
@@ -126,25 +140,30 @@ impl Error for StartError {
             Self::Exchange(error) => error.source(),
             Self::Recover(error) => error.source(),
             Self::Raft(error) => error.source(),
+            Self::Join(error) => error.source(),
             Self::Config(_)
             | Self::BackendOutsideLog { .. }
             | Self::LogMissing { .. }
+            | Self::Removed { .. }
             | Self::Stopped => None,
         }
     }
 }
 
 /// The log, and what it says.
-struct Log {
-    wal: Wal,
-    recovered: Recovered,
+pub(super) struct Log {
+    pub(super) wal: Wal,
+    pub(super) recovered: Recovered,
 }
+
+/// Members and where they are reached.
+pub(super) type Peers = Vec<(MemberId, Vec<String>)>;
 
 /// Opens the member's directory, making it if it is new.
 ///
 /// # Errors
 /// - [`StartError`], before anything is changed that a corrected start would miss.
-pub(super) fn open(config: &Config, clock: &Clock) -> Result<Opened, StartError> {
+pub(super) async fn open(config: &Config, clock: &Clock) -> Result<Opened, StartError> {
     prepare_directories(config)?;
     let wal_options =
         WalOptions { fsync: !config.unsafe_no_fsync, ..WalOptions::new(config.wal_path()) };
@@ -159,12 +178,12 @@ pub(super) fn open(config: &Config, clock: &Clock) -> Result<Opened, StartError>
     let (backend, writer) = Backend::open(&options).map_err(StartError::Backend)?;
     let position = backend.reader().and_then(|reader| reader.consistent_index());
     let position = position.map_err(StartError::Backend)?;
-    let log = if is_new {
-        create_log(config, &wal_options)?
+    let (log, peers) = if is_new {
+        first_start::create_log(config, &wal_options).await?
     } else {
-        open_log(&wal_options, newest, position)?
+        (open_log(&wal_options, newest, position)?, Vec::new())
     };
-    assemble_state(config, clock, log, backend, writer)
+    assemble_state(config, clock, log, peers, backend, writer)
 }
 
 fn prepare_directories(config: &Config) -> Result<(), StartError> {
@@ -202,36 +221,6 @@ fn newest_snapshot(options: &WalOptions, is_new: bool) -> Result<WalSnapshot, St
     Ok(newest.unwrap_or_default())
 }
 
-/// The log of a member that starts for the first time.
-fn create_log(config: &Config, options: &WalOptions) -> Result<Log, StartError> {
-    let members = config.bootstrap_members().map_err(StartError::Config)?;
-    let urls = members
-        .iter()
-        .map(|(name, urls)| {
-            (name.clone(), urls.iter().map(|url| url.as_str().to_owned()).collect())
-        })
-        .collect();
-    let bootstrap =
-        Bootstrap::new(&urls, &config.initial_cluster_token).map_err(StartError::Bootstrap)?;
-    let own = bootstrap.member_named(&config.name).expect("the flags were checked");
-    let (member, cluster) = (own.id, bootstrap.cluster);
-    let entries = bootstrap.entries();
-    let hard_state = HardState {
-        term: Some(BOOTSTRAP_TERM.0),
-        vote: Some(0),
-        commit: Some(entries.len() as u64),
-    };
-    let mut wal = Wal::create(options, member, cluster).map_err(StartError::Wal)?;
-    wal.append(Some(&hard_state), &entries, true).map_err(StartError::Wal)?;
-    tracing::info!(
-        "local-member-id" = %member,
-        "cluster-id" = %cluster,
-        "starting local member"
-    );
-    let snapshot = WalSnapshot::default();
-    Ok(Log { wal, recovered: Recovered { member, cluster, hard_state, entries, snapshot } })
-}
-
 /// The log of a member that has run before, from the newest snapshot that the backend holds: of
 /// the whole log's `newest`, or an older one.
 fn open_log(
@@ -259,6 +248,7 @@ fn assemble_state(
     config: &Config,
     clock: &Clock,
     log: Log,
+    mut peers: Peers,
     backend: Backend,
     writer: Writer,
 ) -> Result<Opened, StartError> {
@@ -267,6 +257,12 @@ fn assemble_state(
     let started = clock.now();
     let (machine, at) = Machine::recover(&backend, machine_settings(config, member, cluster))
         .map_err(StartError::Recover)?;
+    let membership = machine.publish().membership;
+    if membership.is_removed(member) {
+        return Err(StartError::Removed { member });
+    }
+    let stored = membership.members().map(|member| (member.id, member.peer_urls.clone()));
+    peers.extend(stored.filter(|(id, _)| *id != member));
     check_position(&recovered, at.applied)?;
     state::check_log(&recovered.entries, at.applied).map_err(StartError::Recover)?;
     let snapshot = recovered.snapshot.index;
@@ -287,6 +283,7 @@ fn assemble_state(
         machine,
         raft,
         finished_compaction,
+        peers,
     })
 }
 

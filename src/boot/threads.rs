@@ -90,6 +90,7 @@ impl Threads {
             machine,
             raft,
             finished_compaction,
+            peers: _,
         } = opened;
         let view = machine.publish().kv;
         let (flusher, inbox) = mailbox(machine.applied(), view.revision(), finished_compaction);

@@ -87,6 +87,25 @@ impl Member {
         MemberContext::from_json(json).map(|context| context.member)
     }
 
+    /// The answer of a member that is asked for all `members` on its peer URL.
+    #[must_use]
+    pub fn list_to_json(members: &[&Self]) -> Bytes {
+        let list: Vec<_> = members.iter().map(|member| MemberJson::new(member, None)).collect();
+        let mut json = Vec::from(go_json(&list));
+        json.push(b'\n');
+        json.into()
+    }
+
+    /// Reads what [`Member::list_to_json`] or an official member wrote.
+    ///
+    /// # Errors
+    /// - [`MemberError`] if `json` is something else.
+    pub fn list_from_json(json: &[u8]) -> Result<Vec<Self>, MemberError> {
+        let list: Vec<Value> = serde_json::from_slice(json).map_err(MemberError::Syntax)?;
+        let read = |value| MemberContext::from_value(value).map(|context| context.member);
+        list.into_iter().map(read).collect()
+    }
+
     /// As the cluster service sends it.
     #[must_use]
     pub fn to_wire(&self) -> pb::Member {
@@ -128,7 +147,11 @@ impl MemberContext {
     /// - [`MemberError`] if `json` is not a JSON object or a known field has another type.
     pub fn from_json(json: &[u8]) -> Result<Self, MemberError> {
         let text = String::from_utf8_lossy(json);
-        let object = match serde_json::from_str(&text).map_err(MemberError::Syntax)? {
+        Self::from_value(serde_json::from_str(&text).map_err(MemberError::Syntax)?)
+    }
+
+    fn from_value(value: Value) -> Result<Self, MemberError> {
+        let object = match value {
             Value::Object(object) => object,
             Value::Null => Map::new(),
             Value::Bool(_) | Value::Number(_) | Value::String(_) | Value::Array(_) => {
@@ -292,6 +315,29 @@ mod tests {
         assert_eq!(promote.to_json(), r#"{"id":5,"peerURLs":null,"isPromote":true}"#);
         for context in [add, promote] {
             assert_eq!(MemberContext::from_json(&context.to_json()).expect("own JSON"), context);
+        }
+    }
+
+    #[test]
+    fn list_is_that_of_an_official_member_on_its_peer_url() {
+        let learner = Member {
+            id: MemberId(u64::MAX),
+            peer_urls: vec!["http://b:1".to_owned()],
+            is_learner: true,
+            ..Member::default()
+        };
+        let members = [member(), learner];
+        let expected = concat!(
+            r#"[{"id":10276657743932975437,"peerURLs":["http://localhost:2380"],"#,
+            r#""name":"default","clientURLs":["http://localhost:2379"]},"#,
+            r#"{"id":18446744073709551615,"peerURLs":["http://b:1"],"isLearner":true}]"#,
+            "\n",
+        );
+        let json = Member::list_to_json(&members.each_ref());
+        assert_eq!(json, expected);
+        assert_eq!(Member::list_from_json(&json).expect("own JSON"), members);
+        for bad in ["{}", "[1]", "x"] {
+            assert!(Member::list_from_json(bad.as_bytes()).is_err(), "{bad} was read as members");
         }
     }
 

@@ -9,6 +9,9 @@
 
 use std::{fmt, str::FromStr};
 
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+
 use super::membership::Downgrade;
 
 /// The etcd version that this server stands in for.
@@ -27,6 +30,49 @@ pub struct Version {
     pub minor: u64,
     /// The third number.
     pub patch: u64,
+}
+
+/// What a member answers to the question for its versions.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Versions {
+    /// The release that it runs.
+    #[serde(rename = "etcdserver", default)]
+    pub server: String,
+    /// What its cluster has agreed on; `not_decided` before that.
+    #[serde(rename = "etcdcluster", default)]
+    pub cluster: String,
+    /// The version of its stored schema, or `unknown`.
+    #[serde(default)]
+    pub storage: String,
+}
+
+impl Versions {
+    /// What this server answers.
+    #[must_use]
+    pub fn of_this_server(cluster: Option<Version>, storage: Option<Version>) -> Self {
+        let text = |version: Option<Version>, none: &str| {
+            version.map_or_else(|| none.to_owned(), |version| version.to_string())
+        };
+        Self {
+            server: SERVER_VERSION.to_string(),
+            cluster: text(cluster, "not_decided"),
+            storage: text(storage, "unknown"),
+        }
+    }
+
+    /// The body of an answer.
+    #[must_use]
+    pub fn to_json(&self) -> Bytes {
+        Bytes::from(serde_json::to_vec(self).expect("a struct of strings has a JSON form"))
+    }
+
+    /// Reads the body of an answer.
+    ///
+    /// # Errors
+    /// - if it is something else.
+    pub fn from_json(json: &[u8]) -> Result<Self, serde_json::Error> {
+        serde_json::from_slice(json)
+    }
 }
 
 /// Why a text is not a version.
@@ -195,6 +241,18 @@ mod tests {
     const V35: Version = Version::new(3, 5, 0);
     const V36: Version = Version::new(3, 6, 0);
     const V37: Version = Version::new(3, 7, 0);
+
+    #[test]
+    fn answer_is_that_of_an_official_member() {
+        let versions = Versions::of_this_server(Some(V37), Some(V37));
+        let expected = r#"{"etcdserver":"3.7.1","etcdcluster":"3.7.0","storage":"3.7.0"}"#;
+        assert_eq!(versions.to_json(), expected);
+        assert_eq!(Versions::from_json(expected.as_bytes()).expect("own JSON"), versions);
+        let fresh = Versions::of_this_server(None, None);
+        assert_eq!((fresh.cluster.as_str(), fresh.storage.as_str()), ("not_decided", "unknown"));
+        let old = Versions::from_json(br#"{"etcdserver":"3.5.0","etcdcluster":"3.5.0"}"#);
+        assert_eq!(old.expect("etcd 3.5 has no storage version").storage, "");
+    }
 
     fn downgrade(target: &str) -> Downgrade {
         Downgrade { target_version: target.to_owned(), enabled: true }

@@ -7,7 +7,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::{ClusterState, Config, url::Url};
+use super::{Config, url::Url};
 
 /// The members of a cluster: their names and peer URLs.
 pub type Members = BTreeMap<String, Vec<Url>>;
@@ -30,31 +30,33 @@ impl Config {
     /// The members that a new cluster is founded with, checked against the other flags.
     ///
     /// # Errors
-    /// With etcd's sentence if the flags contradict each other, or with ours if they ask for more
-    /// members than this version can run with.
+    /// With etcd's sentence if the flags contradict each other.
     pub fn bootstrap_members(&self) -> Result<Members, String> {
+        let members = self.listed_members()?;
+        self.advertise_matches(&members[&self.name])?;
+        without_duplicates(&members)?;
+        Ok(members)
+    }
+
+    /// The members of the cluster that this one joins, as the flags have them. What it advertises
+    /// is not compared: it was announced to the cluster before.
+    ///
+    /// # Errors
+    /// With etcd's sentence if the flags contradict each other.
+    pub fn joining_members(&self) -> Result<Members, String> {
+        let members = self.listed_members()?;
+        without_duplicates(&members)?;
+        Ok(members)
+    }
+
+    fn listed_members(&self) -> Result<Members, String> {
         let members = self
             .initial_members()
             .map_err(|error| format!("error setting up initial cluster: {error}"))?;
         let name = &self.name;
-        let Some(own) = members.get(name) else {
+        if !members.contains_key(name) {
             return Err(format!(
                 "couldn't find local name {name:?} in the initial cluster configuration"
-            ));
-        };
-        let shown = shown(&members);
-        let urls: Vec<_> = members.values().flatten().collect();
-        if urls.iter().collect::<BTreeSet<_>>().len() < urls.len() {
-            return Err(format!("initial cluster {shown} has duplicate url"));
-        }
-        if self.initial_cluster_state == ClusterState::New {
-            self.advertise_matches(own)?;
-        }
-        if 1 < members.len() || self.initial_cluster_state == ClusterState::Existing {
-            return Err(format!(
-                "a cluster of several members is not available yet: --initial-cluster is {shown}, \
-                 --initial-cluster-state is {}; start with this member alone",
-                self.initial_cluster_state.name(),
             ));
         }
         Ok(members)
@@ -67,10 +69,7 @@ impl Config {
 
     fn advertise_matches(&self, own: &[Url]) -> Result<(), String> {
         let advertised = &self.initial_advertise_peer_urls;
-        let same = advertised == own || resolved(advertised) == resolved(own);
-        if same {
-            return Ok(());
-        }
+        let Err(why) = same_addresses(advertised, own) else { return Ok(()) };
         let name = &self.name;
         let missing = |from: &[Url], of: &[Url]| {
             of.iter().filter(|url| !from.contains(url)).cloned().collect::<Vec<_>>()
@@ -82,9 +81,7 @@ impl Config {
             let (given, unknown) = (joined(advertised), with_name.join(","));
             return Err(format!(
                 "--initial-cluster has {unknown} but missing from \
-                 --initial-advertise-peer-urls={given} (resolved urls: {:?} != {:?})",
-                resolved(advertised),
-                resolved(own),
+                 --initial-advertise-peer-urls={given} ({why})"
             ));
         }
         let unlisted = joined(&missing(own, advertised));
@@ -96,14 +93,50 @@ impl Config {
     }
 }
 
-/// Addresses behind URLs: names of one machine are as good as one another.
-fn resolved(urls: &[Url]) -> BTreeSet<String> {
-    urls.iter()
+/// Compares two lists of URLs, and the addresses behind them where the texts differ: names of one
+/// machine are as good as one another.
+///
+/// # Errors
+/// With etcd's sentence about the first difference.
+pub fn same_addresses(one: &[Url], other: &[Url]) -> Result<(), String> {
+    if one.len() != other.len() {
+        return Err(format!("len({}) != len({})", quoted(one), quoted(other)));
+    }
+    if one == other {
+        return Ok(());
+    }
+    let (one, other) = (resolved(one), resolved(other));
+    match one.iter().zip(&other).find(|(one, other)| one != other) {
+        Some((one, other)) => Err(format!("resolved urls: {one:?} != {other:?}")),
+        None => Ok(()),
+    }
+}
+
+/// The URLs with addresses in place of names, sorted.
+fn resolved(urls: &[Url]) -> Vec<String> {
+    let mut resolved: Vec<_> = urls
+        .iter()
         .map(|url| match url.resolve().first() {
-            Some(address) => address.clone(),
+            Some(address) => url.with_address(address),
             None => url.to_string(),
         })
-        .collect()
+        .collect();
+    resolved.sort();
+    resolved
+}
+
+/// A list as Go's `%q` has it.
+fn quoted(urls: &[Url]) -> String {
+    let quoted: Vec<_> = urls.iter().map(|url| format!("{:?}", url.as_str())).collect();
+    format!("[{}]", quoted.join(" "))
+}
+
+fn without_duplicates(members: &Members) -> Result<(), String> {
+    let urls: Vec<_> = members.values().flatten().collect();
+    if urls.iter().collect::<BTreeSet<_>>().len() < urls.len() {
+        return Err(format!("initial cluster {} has duplicate url", shown(members)));
+    }
+    Ok(())
 }
 
 fn joined(urls: &[Url]) -> String {
@@ -121,7 +154,8 @@ fn shown(members: &Members) -> String {
 
 #[cfg(test)]
 mod tests {
-    use crate::config::{ClusterState, Config, flags::Flags, url::Url};
+    use super::same_addresses;
+    use crate::config::{Config, flags::Flags, url::Url};
 
     fn config(cluster: &str, advertised: &str) -> Config {
         let mut flags = Flags { initial_cluster: cluster.to_owned(), ..Flags::default() };
@@ -175,15 +209,28 @@ mod tests {
     }
 
     #[test]
-    fn several_members_are_refused_for_now() {
-        let mut config = config("a=http://127.0.0.1:1,b=http://127.0.0.1:2", "http://127.0.0.1:1");
-        let refused = config.bootstrap_members().unwrap_err();
-        assert!(
-            refused.starts_with("a cluster of several members is not available yet"),
-            "{refused}"
+    fn several_members_are_founded_or_joined_alike_but_for_what_is_advertised() {
+        let list = "b=http://127.0.0.1:2,a=http://127.0.0.1:1,c=http://127.0.0.1:3";
+        let mut config = config(list, "http://127.0.0.1:1");
+        let members = config.bootstrap_members().unwrap();
+        assert_eq!(members.keys().map(String::as_str).collect::<Vec<_>>(), ["a", "b", "c"]);
+        config.initial_advertise_peer_urls = Url::parse_list("http://127.0.0.1:9").unwrap();
+        assert!(config.bootstrap_members().is_err(), "a founder advertises what is listed");
+        assert_eq!(config.joining_members(), Ok(members), "whoever joins may be elsewhere");
+    }
+
+    #[test]
+    fn lists_of_urls_are_compared_by_their_addresses() {
+        let same = |one: &str, other: &str| {
+            same_addresses(&Url::parse_list(one).unwrap(), &Url::parse_list(other).unwrap())
+        };
+        assert_eq!(same("http://127.0.0.1:1", "http://127.0.0.1:1"), Ok(()));
+        let refused = same("http://127.0.0.1:1", "http://127.0.0.1:2").unwrap_err();
+        assert_eq!(refused, r#"resolved urls: "http://127.0.0.1:1" != "http://127.0.0.1:2""#);
+        let refused = same("http://127.0.0.1:1", "http://127.0.0.1:1,http://127.0.0.1:2");
+        assert_eq!(
+            refused.unwrap_err(),
+            r#"len(["http://127.0.0.1:1"]) != len(["http://127.0.0.1:1" "http://127.0.0.1:2"])"#
         );
-        config.initial_cluster = "a=http://127.0.0.1:1".to_owned();
-        config.initial_cluster_state = ClusterState::Existing;
-        assert!(config.bootstrap_members().is_err(), "joining needs other members");
     }
 }

@@ -154,6 +154,12 @@ impl Url {
         }
     }
 
+    /// The text of the same URL at an address.
+    pub(super) fn with_address(&self, host_port: &str) -> String {
+        let scheme = self.text.split("://").next().unwrap_or_default();
+        format!("{scheme}://{host_port}")
+    }
+
     /// The addresses that the host stands for, asking the resolver if it is a name.
     pub(super) fn resolve(&self) -> Vec<String> {
         let addresses = self.host_port().to_socket_addrs().map(Iterator::collect::<Vec<_>>);

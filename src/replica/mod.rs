@@ -34,6 +34,7 @@ mod log_writer;
 mod metrics;
 mod pending;
 mod reads;
+pub mod remote;
 mod replica_thread;
 mod shared;
 

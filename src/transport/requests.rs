@@ -213,7 +213,8 @@ mod tests {
 
     #[test]
     fn an_answer_comes_whole_with_status_and_cluster() {
-        let answer = "HTTP/1.1 404 Not Found\r\nX-Etcd-Cluster-ID: 2a\r\nContent-Length: 3\r\n\r\nno\n";
+        let answer =
+            "HTTP/1.1 404 Not Found\r\nX-Etcd-Cluster-ID: 2a\r\nContent-Length: 3\r\n\r\nno\n";
         let sent = against(answer, async |url| {
             let request = PeerRequest::post(&url, "/x/1", SOON).header("authorization", "token");
             let reply = request.body("text/plain", Bytes::from_static(b"abc")).send().await;

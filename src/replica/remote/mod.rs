@@ -1,0 +1,13 @@
+//! What other members say when they are asked on their peer URLs.
+//!
+//! Decides whom to ask and which answer counts; the requests themselves are the transport's. Asked
+//! by `boot` before a member joins, by the duties of the leader, and for calls that only the leader
+//! can answer.
+//!
+//! Source: etcd `server/etcdserver/cluster_util.go`.
+
+mod cluster;
+
+pub use cluster::{
+    Failures, RemoteCluster, RemoteClusterError, cluster_at, downgrade_is_enabled, versions_of,
+};
