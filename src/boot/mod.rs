@@ -21,6 +21,7 @@
 //!   acknowledged.
 
 use std::{
+    net::TcpListener,
     panic,
     process::{self, ExitCode},
     sync::Arc,
@@ -41,6 +42,7 @@ use crate::{
 };
 
 mod first_start;
+mod local;
 mod long_reads;
 mod member;
 mod open;
@@ -56,6 +58,11 @@ use threads::Threads;
 /// Source: etcd waits for as long as a request may take, and for open streams as long.
 const GRACE: Duration = Duration::from_secs(2);
 
+/// How long a member that was removed stays, so that answers and the last messages get through.
+///
+/// Source: etcd `stopWithDelay(10*100*time.Millisecond, ..)`.
+const REMOVED_GRACE: Duration = Duration::from_secs(1);
+
 /// The signals that end a member: terminate, interrupt.
 type Signals = (Signal, Signal);
 
@@ -65,8 +72,8 @@ pub fn run(config: Config) -> ExitCode {
     abort_on_panic();
     register_metrics(&config);
     match start(&config) {
-        Ok(signal) => end_by(signal),
-        Err(StartError::Removed { member }) => {
+        Ok(Ended::By(signal)) => end_by(signal),
+        Ok(Ended::Removed(member)) | Err(StartError::Removed { member }) => {
             log_removed(member);
             ExitCode::SUCCESS
         }
@@ -80,6 +87,15 @@ pub fn run(config: Config) -> ExitCode {
 /// The signal that ended the member.
 #[derive(Clone, Copy, Debug)]
 struct EndedBy(SignalKind);
+
+/// Why a member that ran has ended.
+#[derive(Clone, Copy, Debug)]
+enum Ended {
+    /// It was told to.
+    By(EndedBy),
+    /// It was removed from the cluster.
+    Removed(MemberId),
+}
 
 /// A panic means that this process computed something impossible. It must not go on with a
 /// thread missing.
@@ -146,7 +162,7 @@ fn quota_bytes(config: &Config) -> i64 {
     config.quota_backend_bytes.map_or(-1, |bytes| i64::try_from(bytes).unwrap_or(i64::MAX))
 }
 
-fn start(config: &Config) -> Result<EndedBy, StartError> {
+fn start(config: &Config) -> Result<Ended, StartError> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -156,11 +172,12 @@ fn start(config: &Config) -> Result<EndedBy, StartError> {
             signal(SignalKind::terminate()).map_err(StartError::System)?,
             signal(SignalKind::interrupt()).map_err(StartError::System)?,
         );
+        let peers = bind_peers(config)?;
         let listeners = bind(config)?;
         let clock = Clock::system();
         let opened = open(config, &clock).await?;
         let member = opened.member;
-        let threads = Threads::start(config, &clock, opened)?;
+        let threads = Threads::start(config, &clock, opened, peers)?;
         serve_until_signal(config, &clock, member, listeners, threads, signals).await
     })
 }
@@ -177,6 +194,12 @@ fn bind(config: &Config) -> Result<Listeners, StartError> {
     }
     let options = serve_options(config);
     Listeners::bind(&endpoints, &options).map_err(StartError::Socket)
+}
+
+fn bind_peers(config: &Config) -> Result<Vec<TcpListener>, StartError> {
+    let urls: Vec<String> =
+        config.listen_peer_urls.iter().map(|url| url.as_str().to_owned()).collect();
+    serve::bind_peers(&urls, &serve_options(config)).map_err(StartError::Socket)
 }
 
 fn serve_options(config: &Config) -> serve::Options {
@@ -198,7 +221,7 @@ async fn serve_until_signal(
     listeners: Listeners,
     threads: Threads,
     mut signals: Signals,
-) -> Result<EndedBy, StartError> {
+) -> Result<Ended, StartError> {
     let handle = threads.handle().clone();
     let duties = Duties::new(handle.clone(), duty_settings(config));
     let local = LocalMember::new(handle.clone(), config);
@@ -207,7 +230,7 @@ async fn serve_until_signal(
         published = duties.publish() => published,
         ended_by = ended_by(&mut signals) => {
             threads.stop();
-            return Ok(ended_by);
+            return Ok(Ended::By(ended_by));
         }
     };
     published.map_err(|_stopped: Unavailable| StartError::Stopped)?;
@@ -218,10 +241,23 @@ async fn serve_until_signal(
         Ok(()) => tracing::info!("successfully notified init daemon"),
         Err(error) => tracing::error!(%error, "failed to notify systemd for readiness"),
     }
-    let ended_by = ended_by(&mut signals).await;
-    tracing::info!(signal = ended_by.name(), "received signal; shutting down");
+    let ended = tokio::select! {
+        ended_by = ended_by(&mut signals) => {
+            tracing::info!(signal = ended_by.name(), "received signal; shutting down");
+            Ended::By(ended_by)
+        }
+        () = removed(&handle) => {
+            Ended::Removed(member)
+        }
+    };
     end(config, serving, threads);
-    Ok(ended_by)
+    Ok(ended)
+}
+
+/// Waits until this member is not one any more, and those who asked for it have their answer.
+async fn removed(handle: &Handle) {
+    handle.removed().await;
+    tokio::time::sleep(REMOVED_GRACE).await;
 }
 
 /// Without a cluster version every call would be refused, so nobody is told before that the

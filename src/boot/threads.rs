@@ -11,10 +11,12 @@
 //! | `watch-N` | `watch::thread::Lane` | it is stopped |
 //! | `log` | `replica::LogThread` | the replica thread is gone |
 //! | `apply` | `replica::ApplyThread` | the replica thread is gone |
+//! | `peer` | `transport::Service` | it is stopped |
 //! | `replica` | `replica::ReplicaThread` | it is stopped |
 
 use std::{
     error::Error,
+    net::TcpListener,
     process,
     sync::{
         Arc,
@@ -26,7 +28,7 @@ use std::{
 use serde_json::json;
 
 use crate::{
-    api::edge::REQUEST_OVERHEAD_BYTES,
+    api::{ETCD_VERSION, edge::REQUEST_OVERHEAD_BYTES},
     base::{
         clock::Clock,
         log,
@@ -35,15 +37,17 @@ use crate::{
         thread::{Priority, spawn},
     },
     config::Config,
-    model::Term,
+    model::{ClusterId, MemberId, Term},
     mvcc::{HashJob, View},
     replica::{Assembled, Handle, Ingredients, Limits, Settings, assemble},
     storage::flusher::{self, FlusherOptions, mailbox},
+    transport,
     watch::{self, frame::Identity, hub},
 };
 
 use super::{
     chain,
+    local::PeerSide,
     open::{Opened, StartError},
     scrub,
 };
@@ -79,6 +83,7 @@ impl Threads {
         config: &Config,
         clock: &Clock,
         opened: Opened,
+        peer_listeners: Vec<TcpListener>,
     ) -> Result<Self, StartError> {
         let Opened {
             member,
@@ -90,13 +95,18 @@ impl Threads {
             machine,
             raft,
             finished_compaction,
-            peers: _,
+            peers,
         } = opened;
         let view = machine.publish().kv;
         let (flusher, inbox) = mailbox(machine.applied(), view.revision(), finished_compaction);
         let term = Arc::new(AtomicU64::new(0));
         let identity = Identity { cluster, member };
         let (watch, lanes) = start_watch(config, clock, identity, &view, &term);
+        let (transport, service) =
+            transport::transport(transport_settings(config, member, cluster), clock.clone());
+        for (peer, urls) in peers {
+            transport.set_peer(peer, urls);
+        }
         let assembled = assemble(Ingredients {
             member,
             cluster,
@@ -110,15 +120,20 @@ impl Threads {
             watch,
             clock: clock.clone(),
             term,
+            transport,
             settings: replica_settings(config),
         });
         let Assembled { handle, replica, log, apply, hashes } = assembled;
         let (flush_options, flush_clock) = (flush_options(config), clock.clone());
         let mut joins = vec![
             start_thread("replica", Priority::Normal, move || or_die("replica", replica.run()))?,
-            start_thread("apply", Priority::Normal, move || apply.run())?,
+            start_thread("apply", Priority::Normal, move || or_die("apply", apply.run()))?,
             start_thread("log", Priority::Normal, move || or_die("log", log.run()))?,
         ];
+        let local = Arc::new(PeerSide { handle: handle.clone(), snap_dir: config.snap_dir() });
+        joins.push(start_thread("peer", Priority::Normal, move || {
+            or_die("peer", service.run(peer_listeners, local));
+        })?);
         for lane in lanes {
             joins.push(start_thread("watch-0", Priority::Normal, move || lane.run())?);
         }
@@ -141,6 +156,7 @@ impl Threads {
     /// date, which saves the next start a replay.
     pub(super) fn stop(self) {
         self.handle.stop();
+        self.handle.transport().stop();
         self.handle.watch().stop();
         for join in self.joins {
             if join.join().is_err() {
@@ -210,6 +226,20 @@ fn flush_options(config: &Config) -> FlusherOptions {
         compaction_rows: config.compaction_batch_limit,
         compaction_pause: config.compaction_sleep_interval,
         ..FlusherOptions::default()
+    }
+}
+
+fn transport_settings(
+    config: &Config,
+    member: MemberId,
+    cluster: ClusterId,
+) -> transport::Settings {
+    let urls = &config.initial_advertise_peer_urls;
+    transport::Settings {
+        member,
+        cluster,
+        peer_urls: urls.iter().map(|url| url.as_str().to_owned()).collect(),
+        server_version: ETCD_VERSION,
     }
 }
 

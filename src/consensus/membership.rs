@@ -326,6 +326,11 @@ impl Members {
         self.membership.voters.incoming.len() == 1 && !self.membership.voters.is_joint()
     }
 
+    /// Whether `id` is a voter after all changes under way.
+    pub(super) fn votes(&self, id: MemberId) -> bool {
+        self.membership.voters.incoming.contains(&id)
+    }
+
     /// The membership in the form that is stored and sent.
     pub(super) fn conf_state(&self) -> ConfState {
         let ids = |set: &BTreeSet<MemberId>| set.iter().map(|id| id.0).collect();

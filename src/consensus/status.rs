@@ -69,6 +69,18 @@ impl Raft {
         self.members.conf_state()
     }
 
+    /// Whether this member decides alone.
+    #[must_use]
+    pub fn is_sole_voter(&self) -> bool {
+        self.members.is_singleton() && self.members.votes(self.config.id)
+    }
+
+    /// Whether nobody else is a member, not even a learner.
+    #[must_use]
+    pub fn is_alone(&self) -> bool {
+        self.is_sole_voter() && self.members.progress.len() == 1
+    }
+
     /// Whether this member only follows. One that is not in the membership at all does not.
     #[must_use]
     pub fn is_learner(&self) -> bool {

@@ -29,6 +29,9 @@ pub const IMPORTED_FILE: &str = "db.imported";
 /// The beginning of the names of files that an interrupted defragmentation of etcd leaves.
 const ORPHAN_PREFIX: &str = "db.tmp";
 
+/// The end of the names of databases that leaders sent.
+const RECEIVED_SUFFIX: &str = ".snap.db";
+
 /// Where the state came from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Adopted {
@@ -45,7 +48,7 @@ pub enum Adopted {
 /// The name of the database that came with the snapshot at `index`.
 #[must_use]
 pub fn snapshot_file(index: LogIndex) -> String {
-    format!("{:016x}.snap.db", index.0)
+    format!("{:016x}{RECEIVED_SUFFIX}", index.0)
 }
 
 /// Makes `db.lmdb` in `snap_dir` the newest state that the directory holds. `newest` is the newest
@@ -88,6 +91,7 @@ pub fn adopt(snap_dir: &Path, newest: LogIndex) -> Result<Adopted, ExchangeError
     if theirs.is_some() {
         set_aside(&database)?;
     }
+    remove_received(snap_dir)?;
     Ok(adopted)
 }
 
@@ -133,8 +137,7 @@ fn take_snapshot(
         "snapshot-index" = newest.0,
         "Recovering from snapshot backend"
     );
-    take(&EtcdFile::open(received)?, own_dir)?;
-    fs::remove_file(received).map_err(system(received))
+    take(&EtcdFile::open(received)?, own_dir)
 }
 
 /// Renames etcd's database, so that no etcd mistakes it for the member's state.
@@ -186,6 +189,18 @@ fn lock(database: &Path) -> Result<File, ExchangeError> {
     );
     rustix::fs::flock(&file, FlockOperation::LockExclusive).map_err(failed)?;
     Ok(file)
+}
+
+/// Removes databases that leaders sent: the newest that counts has been taken, and a leader sends
+/// again what it still has to.
+fn remove_received(snap_dir: &Path) -> Result<(), ExchangeError> {
+    for entry in fs::read_dir(snap_dir).map_err(system(snap_dir))? {
+        let path = entry.map_err(system(snap_dir))?.path();
+        if path.file_name().unwrap_or_default().to_string_lossy().ends_with(RECEIVED_SUFFIX) {
+            fs::remove_file(&path).map_err(system(&path))?;
+        }
+    }
+    Ok(())
 }
 
 fn remove_orphans(snap_dir: &Path) -> Result<(), ExchangeError> {

@@ -56,26 +56,38 @@ pub enum Part {
 ///
 /// Only what has been flushed is sent: ask the flusher for a sync first where it matters.
 pub fn run_backup(backend: &Backend, parts: &mpsc::Sender<Part>) {
-    match send(backend, parts) {
+    give_backup(backend, &mut |part| parts.blocking_send(part).map_err(|_gone| Gone));
+}
+
+/// Whoever takes the parts has left.
+#[derive(Clone, Copy, Debug)]
+pub struct Gone;
+
+/// As [`run_backup`], to anybody who takes parts; `take` may block.
+pub fn give_backup(backend: &Backend, take: &mut Taker<'_>) {
+    match send(backend, take) {
         // A receiver that left needs no message.
         Ok(()) | Err(ExchangeError::Receiver(_)) => {}
-        Err(error) => drop(parts.blocking_send(Part::Failed(error))),
+        Err(error) => drop(take(Part::Failed(error))),
     }
 }
 
-fn send(backend: &Backend, parts: &mpsc::Sender<Part>) -> Result<(), ExchangeError> {
+/// Takes the parts of a backup.
+type Taker<'a> = dyn FnMut(Part) -> Result<(), Gone> + 'a;
+
+fn send(backend: &Backend, take: &mut Taker<'_>) -> Result<(), ExchangeError> {
     let reader = backend.reader()?;
     let about = about(&reader)?;
-    let out = Parts { parts, buffer: BytesMut::new() };
-    let mut refused = None;
+    let mut refused = false;
+    let out = Parts { take: &mut *take, buffer: BytesMut::new() };
     export(&reader, out, |bytes_total, out| {
-        refused = out.send(Part::Begin(About { bytes_total, ..about })).err();
+        refused = (out.take)(Part::Begin(About { bytes_total, ..about })).is_err();
         out
     })?;
-    if let Some(error) = refused {
-        return Err(ExchangeError::Receiver(error));
+    if refused {
+        return Err(ExchangeError::Receiver(gone()));
     }
-    parts.blocking_send(Part::End).map_err(|_gone| ExchangeError::Receiver(gone()))
+    take(Part::End).map_err(|Gone| ExchangeError::Receiver(gone()))
 }
 
 /// The receiver's end of a backup that has begun: its bytes, in parts of any size. Blocks while
@@ -135,18 +147,12 @@ fn about(reader: &Reader<'_>) -> Result<About, ExchangeError> {
 }
 
 /// Collects bytes into parts.
-struct Parts<'a> {
-    parts: &'a mpsc::Sender<Part>,
+struct Parts<'a, 't> {
+    take: &'a mut Taker<'t>,
     buffer: BytesMut,
 }
 
-impl Parts<'_> {
-    fn send(&self, part: Part) -> io::Result<()> {
-        self.parts.blocking_send(part).map_err(|_gone| gone())
-    }
-}
-
-impl Write for Parts<'_> {
+impl Write for Parts<'_, '_> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         if self.buffer.capacity() == 0 {
             self.buffer.reserve(PART_BYTES);
@@ -162,7 +168,7 @@ impl Write for Parts<'_> {
     fn flush(&mut self) -> io::Result<()> {
         if !self.buffer.is_empty() {
             let part = self.buffer.split().freeze();
-            self.send(Part::Data(part))?;
+            (self.take)(Part::Data(part)).map_err(|Gone| gone())?;
         }
         Ok(())
     }

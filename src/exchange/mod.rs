@@ -44,7 +44,7 @@ mod adopt;
 mod tests;
 
 pub use adopt::{Adopted, IMPORTED_FILE, adopt, snapshot_file};
-pub use backup::{About, Part, Pieces, receive_backup, run_backup};
+pub use backup::{About, Gone, Part, Pieces, give_backup, receive_backup, run_backup};
 pub use conf_state::conf_state_json;
 pub use digest::{DIGEST_BYTES, Digest, Trailer, has_trailer};
 pub use error::ExchangeError;

@@ -335,6 +335,20 @@ impl Lessor {
         removed
     }
 
+    /// Ends every lease, because another state takes the place of all.
+    pub(super) fn end_all(&self) {
+        let mut due = lock(&self.0.due);
+        due.expiry.clear();
+        due.checkpoint.clear();
+        for shard in &self.0.shards {
+            let mut leases = shard.write().unwrap_or_else(PoisonError::into_inner);
+            self.0.live.fetch_sub(leases.len(), Ordering::AcqRel);
+            for (_, lease) in leases.drain() {
+                drop(lease.end());
+            }
+        }
+    }
+
     /// Plans the next checkpoint of a lease that has just had one.
     pub(super) fn schedule_checkpoint(&self, lease: &Arc<Lease>, now: Duration) {
         let mut due = lock(&self.0.due);

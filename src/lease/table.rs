@@ -63,6 +63,13 @@ impl LeaseTable {
         Self { lessor: Lessor::new(settings), leases: HashMap::new() }
     }
 
+    /// A table without leases for those who have `lessor` already; its leases end.
+    #[must_use]
+    pub fn with_lessor(lessor: &Lessor) -> Self {
+        lessor.end_all();
+        Self { lessor: lessor.clone(), leases: HashMap::new() }
+    }
+
     /// The lessor of these leases, for the threads that serve.
     #[must_use]
     pub const fn lessor(&self) -> &Lessor {

@@ -8,10 +8,10 @@
 //! and the membership, waits (without blocking) until the backend is durable up to there, and has
 //! the log record it.
 
-use std::{collections::VecDeque, sync::Arc, time::Duration};
+use std::{collections::VecDeque, mem, sync::Arc, time::Duration};
 
 use prost::Message;
-use proto::raftpb::{ConfChange, Entry, EntryType, Snapshot, SnapshotMetadata};
+use proto::raftpb::{ConfChange, ConfChangeType, Entry, EntryType, Snapshot, SnapshotMetadata};
 
 use crate::{
     base::{
@@ -23,19 +23,25 @@ use crate::{
         Command, LogIndex, Outcome, Request, RequestId, Term, entry_data, entry_index, entry_kind,
         entry_term,
     },
-    mvcc::{HashJob, INDEX_COMPACTION_PAUSE_MILLISECONDS, View},
-    state::{self, Background, Machine},
+    mvcc::{CompactionStep, HashJob, INDEX_COMPACTION_PAUSE_MILLISECONDS, View},
+    state::{self, Machine},
     storage::flusher::{FlushJob, FlusherHandle},
     watch,
 };
 
-use super::{Input, shared::Shared};
+use super::{
+    Input,
+    shared::Shared,
+    snapshot::{InstallError, Installer, position},
+};
 
 /// What the apply thread is asked to do, in order.
 #[derive(Debug)]
 pub(super) enum ApplyInput {
     /// Committed entries, in log order.
     Entries(Vec<Entry>),
+    /// A snapshot whose state takes the place of the machine's.
+    Install(Box<Snapshot>),
 }
 
 /// How often the thread looks after background work while no entries come.
@@ -56,6 +62,7 @@ pub struct ApplyThread {
     pub(super) lessor: Lessor,
     pub(super) hash: Sender<HashJob>,
     pub(super) snapshots: SnapshotPolicy,
+    pub(super) installer: Installer,
     pub(super) election_timeout: Duration,
     pub(super) warning_duration: Duration,
 }
@@ -78,7 +85,10 @@ type Answers = Vec<(RequestId, Outcome)>;
 
 impl ApplyThread {
     /// Runs until the replica thread is gone.
-    pub fn run(mut self) {
+    ///
+    /// # Errors
+    /// - [`InstallError`] if a state that counts in the log cannot be had; the member must stop.
+    pub fn run(mut self) -> Result<(), InstallError> {
         let mut inputs = Vec::new();
         loop {
             let timeout =
@@ -90,12 +100,27 @@ impl ApplyThread {
             for input in inputs.drain(..) {
                 match input {
                     ApplyInput::Entries(entries) => self.apply(entries, &mut answers),
+                    ApplyInput::Install(snapshot) => {
+                        self.show(mem::take(&mut answers));
+                        self.install(&snapshot)?;
+                    }
                 }
             }
             self.show(answers);
             self.look_after_snapshots();
         }
         // What the flusher does not get now is replayed from the log at the next start.
+        Ok(())
+    }
+
+    fn install(&mut self, snapshot: &Snapshot) -> Result<(), InstallError> {
+        self.installer.install(snapshot, &mut self.machine)?;
+        self.snapshots.last = position(snapshot);
+        self.snapshots.waiting.clear();
+        let applied = self.publish();
+        self.shared.applied.set(applied);
+        drop(self.replica.send_reserved(Input::Installed));
+        Ok(())
     }
 
     fn apply(&mut self, entries: Vec<Entry>, answers: &mut Answers) {
@@ -148,6 +173,12 @@ impl ApplyThread {
         };
         let id = RequestId(change.id.unwrap_or(0));
         let outcome = self.machine.apply_conf_change(index, term, &change);
+        if change.r#type() == ConfChangeType::ConfChangeRemoveNode
+            && change.node_id == Some(self.shared.member.0)
+            && outcome.is_ok()
+        {
+            self.shared.removed.notify_one();
+        }
         if outcome.is_err() {
             // Raft must still count the entry, but it changes nobody.
             change.node_id = Some(0);
@@ -236,14 +267,14 @@ impl ApplyThread {
         let started = self.shared.clock.now();
         let step = self.machine.background_step();
         let took = self.shared.clock.now().saturating_sub(started);
-        if step.is_some() {
+        if !matches!(step, CompactionStep::Idle) {
             INDEX_COMPACTION_PAUSE_MILLISECONDS.observe(took.as_secs_f64() * 1e3);
         }
         match step {
-            None | Some(Background::Working) => {}
+            CompactionStep::Idle | CompactionStep::Working => {}
             // A hash that nobody computes counts as done: it is only kept for comparison.
-            Some(Background::Hash(job)) => drop(self.hash.try_send(job)),
-            Some(Background::Delete { revision, dead, last }) => {
+            CompactionStep::Hash(job) => drop(self.hash.try_send(job)),
+            CompactionStep::Delete { revision, dead, last } => {
                 self.flush(FlushJob::Compact { revision, dead, last });
             }
         }

@@ -4,7 +4,7 @@
 //! returns: `boot` starts the threads.
 
 use std::{
-    collections::VecDeque,
+    collections::{BTreeMap, VecDeque},
     path::PathBuf,
     sync::{Arc, atomic::AtomicU64},
     time::Duration,
@@ -16,11 +16,13 @@ use crate::{
         file::Disk,
         queue::{Receiver, Sender, bounded},
     },
+    cluster::RequestIds,
     consensus::Raft,
     model::{ClusterId, LogIndex, MemberId},
     mvcc::{HashJob, View},
     state::Machine,
     storage::{backend::Backend, flusher::FlusherHandle, wal::Wal},
+    transport::Transport,
     watch,
 };
 
@@ -32,6 +34,7 @@ use super::{
     log_writer::LogWriter,
     replica_thread::{Log, Rounds},
     shared::Shared,
+    snapshot::{Installer, SnapshotSender},
 };
 
 /// Batches that may wait for the log thread, which takes all of them at once: enough that the
@@ -72,6 +75,8 @@ pub struct Ingredients {
     pub clock: Clock,
     /// Where the term is shown to those who are not part of the replica.
     pub term: Arc<AtomicU64>,
+    /// The way to the other members.
+    pub transport: Transport,
     /// Everything that flags decide.
     pub settings: Settings,
 }
@@ -128,6 +133,7 @@ pub fn assemble(ingredients: Ingredients) -> Assembled {
         watch,
         clock,
         term,
+        transport,
         settings,
     } = ingredients;
     let applied = machine.applied();
@@ -143,6 +149,14 @@ pub fn assemble(ingredients: Ingredients) -> Assembled {
         catch_up_entries: settings.catch_up_entries,
         park_ticks_max: u64::try_from(park_ticks_max).unwrap_or(u64::MAX),
     };
+    let installer = Installer { snap_dir: snap_dir.clone(), flusher: flusher.clone() };
+    let snapshots = SnapshotSender {
+        shared: Arc::clone(&shared),
+        backend: backend.clone(),
+        flusher: flusher.clone(),
+        transport: transport.clone(),
+        replica: inputs.clone(),
+    };
     let writer = LogWriter {
         wal,
         disk: Disk::system(),
@@ -150,6 +164,7 @@ pub fn assemble(ingredients: Ingredients) -> Assembled {
         files_max: settings.log_files_max,
         snaps_max: settings.snap_files_max,
     };
+    let contexts = RequestIds::new(member, shared.clock.unix());
     let replica = ReplicaThread {
         core: Core::new(raft, core_settings),
         shared: Arc::clone(&shared),
@@ -160,7 +175,10 @@ pub fn assemble(ingredients: Ingredients) -> Assembled {
         tick: settings.heartbeat,
         request_timeout: settings.limits.request_timeout,
         election_timeout: settings.election_timeout,
-        rounds: Rounds::default(),
+        rounds: Rounds::new(contexts),
+        transport: transport.clone(),
+        snapshots,
+        peers: BTreeMap::new(),
     };
     let log_thread = LogThread { inputs: log_inputs, reports: inputs.clone() };
     let apply_thread = ApplyThread {
@@ -178,10 +196,12 @@ pub fn assemble(ingredients: Ingredients) -> Assembled {
             last: snapshot,
             waiting: VecDeque::new(),
         },
+        installer,
         election_timeout: settings.election_timeout,
         warning_duration: settings.slow_apply,
     };
     let limits = settings.limits;
-    let handle = Handle::new(Parts { shared, inputs, limits, lessor, flusher, backend, watch });
+    let handle =
+        Handle::new(Parts { shared, inputs, limits, lessor, flusher, backend, watch, transport });
     Assembled { handle, replica, log: log_thread, apply: apply_thread, hashes }
 }

@@ -15,13 +15,13 @@
 //!
 //! Deliberately absent: time (a tick is an input), threads, sockets, files.
 
-use std::{collections::VecDeque, mem};
+use std::{collections::VecDeque, fmt, mem};
 
 use bytes::Bytes;
 use proto::raftpb::{ConfChange, Entry, Message, Snapshot, SnapshotMetadata};
 
 use crate::{
-    consensus::{Batch, BatchNumber, Raft, Ready, Role},
+    consensus::{Batch, BatchNumber, Raft, Ready, Role, SnapshotReport},
     model::{LogIndex, MemberId, Outcome, RequestId, Term},
 };
 
@@ -40,6 +40,8 @@ pub enum Input {
     Peer(Box<Message>),
     /// A message to this member did not get through.
     Unreachable(MemberId),
+    /// What became of the state that was sent to this member.
+    SnapshotSent(MemberId, SnapshotReport),
     /// The log thread made every batch up to this one durable.
     Persisted(BatchNumber),
     /// The apply thread met a change of membership and has carried it out, or refused it.
@@ -53,6 +55,11 @@ pub enum Input {
         /// With what.
         outcome: Outcome,
     },
+    /// The apply thread has put the state that a leader sent in the place of its own; what it has
+    /// applied has been shown.
+    Installed,
+    /// How far a member's log is known to reach is asked for.
+    AskProgress(MemberId, ProgressReply),
     /// Confirmed readers wait for an entry that has been applied meanwhile.
     Applied,
     /// The backend is durable up to a snapshot: record it in the log.
@@ -70,6 +77,25 @@ pub enum Input {
     Stop,
 }
 
+/// How far a member's log agrees with the leader's, and how far the leader's reaches.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct KnownProgress {
+    /// The last entry that the member is known to have.
+    pub matched: LogIndex,
+    /// The last one that the leader is known to have.
+    pub leader: LogIndex,
+}
+
+/// Takes the answer to [`Input::AskProgress`]: `None` if this member does not lead, inside if it
+/// knows no such member.
+pub struct ProgressReply(pub Box<dyn FnOnce(Option<Option<KnownProgress>>) + Send>);
+
+impl fmt::Debug for ProgressReply {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("ProgressReply")
+    }
+}
+
 /// Everything that a replica makes happen.
 #[derive(Debug)]
 #[expect(clippy::large_enum_variant, reason = "nearly every effect is a batch")]
@@ -80,6 +106,8 @@ pub enum Effect {
     Send(Vec<Message>),
     /// Apply these, in order.
     Apply(Vec<Entry>),
+    /// Put the state of this snapshot in the place of the machine's; its record is durable.
+    Install(Box<Snapshot>),
     /// A read round is confirmed.
     ConfirmRead {
         /// Which round.
@@ -131,6 +159,8 @@ pub struct Core {
     effects: Vec<Effect>,
     /// Messages of batches that are not durable yet, oldest first (C1).
     unsent: VecDeque<(BatchNumber, Vec<Message>)>,
+    /// Snapshots of batches that are not durable yet, oldest first.
+    uninstalled: VecDeque<(BatchNumber, Box<Snapshot>)>,
     /// Proposals that came while nobody led, with the tick of their arrival.
     parked: VecDeque<(u64, Proposal)>,
     ticks: u64,
@@ -153,6 +183,7 @@ impl Core {
             settings,
             effects: Vec::new(),
             unsent: VecDeque::new(),
+            uninstalled: VecDeque::new(),
             parked: VecDeque::new(),
             ticks: 0,
             leadership: Leadership::default(),
@@ -188,13 +219,15 @@ impl Core {
             Input::ProposeConfChange(change) => self.propose(Proposal::ConfChange(change)),
             // The thread gives a round its context with `read`, applied positions with
             // `note_applied`, and snapshots to the log.
-            Input::Read | Input::Applied | Input::SaveSnapshot { .. } => {}
+            Input::Read | Input::Applied | Input::Installed | Input::SaveSnapshot { .. } => {}
+            Input::AskProgress(member, ProgressReply(reply)) => reply(self.progress_of(member)),
             Input::Peer(message) => {
                 if let Err(error) = self.raft.step(*message) {
                     tracing::warn!(%error, "dropped a message of a peer");
                 }
             }
             Input::Unreachable(member) => self.raft.report_unreachable(member),
+            Input::SnapshotSent(member, report) => self.raft.report_snapshot(member, report),
             Input::Persisted(number) => self.persisted(number),
             Input::ConfChange { index, change, id, outcome } => {
                 self.change_members(&change);
@@ -217,21 +250,25 @@ impl Core {
     /// A group of one has nobody to wait for.
     pub fn campaign_if_alone(&mut self) {
         let idle = self.raft.leader() == MemberId(0) && self.raft.role() == Role::Follower;
-        if idle && self.is_sole_voter() {
+        if idle && self.raft.is_sole_voter() {
             self.raft.campaign();
         }
+    }
+
+    fn progress_of(&self, member: MemberId) -> Option<Option<KnownProgress>> {
+        if self.raft.role() != Role::Leader {
+            return None;
+        }
+        let matched =
+            |id| self.raft.progress().find(|(of, _)| *of == id).map(|(_, is)| is.matched());
+        let leader = matched(self.raft.id()).unwrap_or_default();
+        Some(matched(member).map(|matched| KnownProgress { matched, leader }))
     }
 
     /// Whether nobody else is a member, so that there is nothing to send to anybody.
     #[must_use]
     pub fn is_alone(&self) -> bool {
-        let members = self.raft.conf_state();
-        self.is_sole_voter() && members.learners.is_empty() && members.learners_next.is_empty()
-    }
-
-    fn is_sole_voter(&self) -> bool {
-        let members = self.raft.conf_state();
-        members.voters == [self.raft.id().0] && members.voters_outgoing.is_empty()
+        self.raft.is_alone()
     }
 
     fn tick(&mut self) {
@@ -284,6 +321,10 @@ impl Core {
             self.effects.push(Effect::Send(messages));
         }
         self.raft.persisted(number);
+        while self.uninstalled.front().is_some_and(|(batch, _)| *batch <= number) {
+            let (_, snapshot) = self.uninstalled.pop_front().expect("the front was just seen");
+            self.effects.push(Effect::Install(snapshot));
+        }
     }
 
     /// Takes out everything that the inputs so far make happen, in order.
@@ -305,6 +346,9 @@ impl Core {
             if !messages.is_empty() {
                 self.unsent.push_back((batch.number, messages));
             }
+            if let Some(snapshot) = &batch.snapshot {
+                self.uninstalled.push_back((batch.number, Box::new(snapshot.clone())));
+            }
             self.effects.push(Effect::Persist(batch));
         }
         for read in ready.read_states {
@@ -325,7 +369,7 @@ impl Core {
             leader: self.raft.leader(),
             reads_without_round: self.raft.role() == Role::Leader
                 && committed_in_term
-                && self.is_sole_voter(),
+                && self.raft.is_sole_voter(),
         };
         if leadership == self.leadership {
             return;
@@ -377,6 +421,7 @@ mod tests {
                         }
                     }
                     Effect::Send(messages) => assert_eq!(messages, [], "nobody to send to"),
+                    Effect::Install(snapshot) => panic!("nobody sent {snapshot:?}"),
                     Effect::ConfirmRead { .. } | Effect::Answer { .. } | Effect::Leadership(_) => {}
                 }
             }

@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use proto::raftpb::ConfChange;
+use proto::raftpb::{ConfChange, Message};
 use tokio::sync::oneshot;
 
 use crate::{
@@ -19,6 +19,7 @@ use crate::{
         reply::reply,
     },
     cluster::RequestIds,
+    consensus::SnapshotReport,
     lease::Lessor,
     model::{
         ClusterId, Command, LogIndex, MemberId, Outcome, Request, RequestId, Revision, Term,
@@ -30,10 +31,16 @@ use crate::{
         backend::Backend,
         flusher::{DefragmentError, FlushJob, FlusherHandle, Reply as FlushReply},
     },
+    transport::Transport,
     watch,
 };
 
-use super::{Input, pending::Reply, shared::Shared};
+use super::{
+    Input,
+    core::{KnownProgress, ProgressReply},
+    pending::Reply,
+    shared::Shared,
+};
 
 /// Entries that may be committed and not applied before proposals are refused.
 ///
@@ -93,6 +100,7 @@ struct Inner {
     flusher: FlusherHandle,
     backend: Backend,
     watch: watch::thread::Handle<View>,
+    transport: Transport,
 }
 
 /// Takes a caller out of the waiting ones when its task goes away first.
@@ -117,13 +125,24 @@ pub(super) struct Parts {
     pub(super) flusher: FlusherHandle,
     pub(super) backend: Backend,
     pub(super) watch: watch::thread::Handle<View>,
+    pub(super) transport: Transport,
 }
 
 impl Handle {
     pub(super) fn new(parts: Parts) -> Self {
-        let Parts { shared, inputs, limits, lessor, flusher, backend, watch } = parts;
+        let Parts { shared, inputs, limits, lessor, flusher, backend, watch, transport } = parts;
         let ids = RequestIds::new(shared.member, shared.clock.unix());
-        Self(Arc::new(Inner { shared, inputs, limits, ids, lessor, flusher, backend, watch }))
+        Self(Arc::new(Inner {
+            shared,
+            inputs,
+            limits,
+            ids,
+            lessor,
+            flusher,
+            backend,
+            watch,
+            transport,
+        }))
     }
 
     /// Replicates `request` and returns what applying it came to.
@@ -279,6 +298,51 @@ impl Handle {
     /// - [`Unavailable::Stopped`] while the member stops.
     pub fn transfer_leadership(&self, to: MemberId) -> Result<(), Unavailable> {
         self.send(Input::TransferLeader(to))
+    }
+
+    /// Takes a peer's raft message; one that finds no room is lost, as on the way.
+    pub fn step(&self, message: Message) {
+        drop(self.0.inputs.try_send(Input::Peer(Box::new(message))));
+    }
+
+    /// Learns that a message to `member` did not get through.
+    pub fn unreachable(&self, member: MemberId) {
+        drop(self.0.inputs.try_send(Input::Unreachable(member)));
+    }
+
+    /// Learns what became of the state that was sent to `member`.
+    pub fn snapshot_sent(&self, member: MemberId, report: SnapshotReport) {
+        // A replica thread that is gone needs no telling.
+        drop(self.0.inputs.send_reserved(Input::SnapshotSent(member, report)));
+    }
+
+    /// How far the log of `member` is known to reach; `None` inside if there is no such member.
+    ///
+    /// # Errors
+    /// - [`Unavailable::NotLeader`] if this member does not lead, and so does not know.
+    /// - [`Unavailable::Stopped`] while the member stops.
+    pub async fn progress_of(
+        &self,
+        member: MemberId,
+    ) -> Result<Option<KnownProgress>, Unavailable> {
+        let (reply, answer) = oneshot::channel();
+        let reply = ProgressReply(Box::new(move |progress| {
+            // A caller that left needs no answer.
+            reply.send(progress).ok();
+        }));
+        self.send(Input::AskProgress(member, reply))?;
+        answer.await.map_err(|_gone| Unavailable::Stopped)?.ok_or(Unavailable::NotLeader)
+    }
+
+    /// The way to the other members.
+    #[must_use]
+    pub fn transport(&self) -> &Transport {
+        &self.0.transport
+    }
+
+    /// Waits until this member has been removed from the cluster. For one waiter.
+    pub async fn removed(&self) {
+        self.0.shared.removed.notified().await;
     }
 
     /// An id that no other request of the cluster has.

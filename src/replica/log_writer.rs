@@ -10,7 +10,7 @@
 
 use std::{error::Error, fmt, mem, path::PathBuf};
 
-use proto::raftpb::{Entry, HardState, Snapshot};
+use proto::raftpb::{Entry, HardState, Snapshot, SnapshotMetadata};
 
 use crate::{
     base::file::Disk,
@@ -93,8 +93,7 @@ struct Write {
 
 impl Write {
     fn add(&mut self, batch: Batch) {
-        let Batch { number, hard_state, entries, snapshot, must_sync, messages } = batch;
-        assert!(snapshot.is_none(), "a group of one receives no snapshot");
+        let Batch { number, hard_state, entries, snapshot: _, must_sync, messages } = batch;
         assert!(messages.is_empty(), "the replica keeps the messages of batch {number:?}");
         self.entries.extend(entries);
         self.hard_state = hard_state.or(self.hard_state.take());
@@ -116,7 +115,14 @@ impl LogWriter {
         let mut write = Write::default();
         for input in inputs.drain(..) {
             match input {
-                LogInput::Append(batch) => write.add(batch),
+                LogInput::Append(batch) => {
+                    if let Some(snapshot) = &batch.snapshot {
+                        // Entries and the commit index of the batch belong behind the record.
+                        self.append(mem::take(&mut write), &mut report)?;
+                        self.record_snapshot(snapshot)?;
+                    }
+                    write.add(batch);
+                }
                 LogInput::Snapshot { snapshot, release_to } => {
                     self.append(mem::take(&mut write), &mut report)?;
                     self.save_snapshot(&snapshot, release_to, &mut report)?;
@@ -141,7 +147,17 @@ impl LogWriter {
         release_to: LogIndex,
         report: &mut impl FnMut(Input),
     ) -> Result<(), LogError> {
-        let metadata = snapshot.metadata.clone().expect("a noted snapshot has its position");
+        let metadata = self.record_snapshot(snapshot)?;
+        self.wal.release_to(release_to, self.files_max).map_err(LogError::Wal)?;
+        snap::purge(&self.disk, &self.snap_dir, self.snaps_max).map_err(LogError::Snap)?;
+        report(Input::SnapshotSaved(Box::new(metadata)));
+        Ok(())
+    }
+
+    /// Notes, durably, that the state at the position of `snapshot` is in a database: the member's
+    /// own, or one that a leader sent.
+    fn record_snapshot(&mut self, snapshot: &Snapshot) -> Result<SnapshotMetadata, LogError> {
+        let metadata = snapshot.metadata.clone().expect("a snapshot has its position");
         let position = WalSnapshot {
             index: LogIndex(metadata.index.unwrap_or(0)),
             term: Term(metadata.term.unwrap_or(0)),
@@ -151,9 +167,6 @@ impl LogWriter {
         snap::save(&self.disk, &self.snap_dir, snapshot).map_err(LogError::Snap)?;
         self.wal.append_snapshot(&position).map_err(LogError::Wal)?;
         tracing::info!("snapshot-index" = position.index.0, "saved snapshot to disk");
-        self.wal.release_to(release_to, self.files_max).map_err(LogError::Wal)?;
-        snap::purge(&self.disk, &self.snap_dir, self.snaps_max).map_err(LogError::Snap)?;
-        report(Input::SnapshotSaved(Box::new(metadata)));
-        Ok(())
+        Ok(metadata)
     }
 }

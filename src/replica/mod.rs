@@ -37,13 +37,15 @@ mod reads;
 pub mod remote;
 mod replica_thread;
 mod shared;
+mod snapshot;
 
 pub use apply_thread::ApplyThread;
 pub use assemble::{Assembled, Ingredients, Settings, assemble};
-pub use core::{Core, Effect, Input, Leadership};
+pub use core::{Core, Effect, Input, KnownProgress, Leadership, ProgressReply};
 pub use duties::{Compaction, Duties, DutySettings};
 pub use handle::{Handle, Identity, Limits, Status};
 pub use log_thread::LogThread;
 pub use log_writer::LogError;
 pub use metrics::register_metrics;
 pub use replica_thread::ReplicaThread;
+pub use snapshot::{InstallError, open_received};

@@ -6,17 +6,19 @@
 //! meanwhile is the next write. Owns the core; started by `boot`.
 
 use std::{
-    collections::BTreeSet,
+    collections::BTreeMap,
     sync::{Arc, atomic::Ordering},
     time::Duration,
 };
 
-use proto::raftpb::Message;
+use proto::raftpb::{Message, MessageType};
 
 use crate::{
     base::queue::{Drained, Receiver, Sender},
+    cluster::RequestIds,
     lease::Lessor,
     model::{MemberId, Unavailable},
+    transport::Transport,
 };
 
 use super::{
@@ -27,6 +29,7 @@ use super::{
     log_writer::{LogError, LogInput, LogWriter},
     metrics,
     shared::Shared,
+    snapshot::SnapshotSender,
 };
 
 /// How long a read round may take before it is asked for again.
@@ -47,6 +50,10 @@ pub struct ReplicaThread {
     pub(super) request_timeout: Duration,
     pub(super) election_timeout: Duration,
     pub(super) rounds: Rounds,
+    pub(super) transport: Transport,
+    pub(super) snapshots: SnapshotSender,
+    /// The other members and their peer URLs, as the transport knows them.
+    pub(super) peers: BTreeMap<MemberId, Vec<String>>,
 }
 
 /// Where the log is written.
@@ -61,12 +68,21 @@ pub(super) struct Log {
 }
 
 /// The read rounds of this thread.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Rounds {
-    /// The context of the last round; never used twice.
+    /// Contexts, which no two rounds share, whichever member starts them: a leader tells rounds
+    /// apart by nothing else.
+    contexts: RequestIds,
+    /// The context of the last round.
     context: u64,
     /// When it was sent, while it is unconfirmed.
     sent: Option<Duration>,
+}
+
+impl Rounds {
+    pub(super) const fn new(contexts: RequestIds) -> Self {
+        Self { contexts, context: 0, sent: None }
+    }
 }
 
 impl ReplicaThread {
@@ -77,6 +93,7 @@ impl ReplicaThread {
     pub fn run(mut self) -> Result<(), LogError> {
         let mut inputs = Vec::new();
         let mut next_tick = self.shared.clock.now() + self.tick;
+        self.follow_membership();
         self.core.campaign_if_alone();
         self.carry_out()?;
         while !self.core.stopped() {
@@ -116,10 +133,14 @@ impl ReplicaThread {
             self.write(LogInput::Snapshot { snapshot, release_to });
             return;
         }
-        if matches!(input, Input::Applied) {
+        if matches!(input, Input::Applied | Input::Installed) {
             self.shared.reads.answer_applied(self.shared.applied.get());
         }
+        let changes_members = matches!(input, Input::ConfChange { .. } | Input::Installed);
         self.core.handle(input);
+        if changes_members {
+            self.follow_membership();
+        }
     }
 
     /// Starts a round for the readers that wait, one at a time, so that each round serves all
@@ -135,8 +156,9 @@ impl ReplicaThread {
             self.shared.reads.retry_unconfirmed();
             self.rounds.sent = None;
         }
-        if self.rounds.sent.is_none() && self.shared.reads.start(self.rounds.context + 1) {
-            self.rounds.context += 1;
+        let context = self.rounds.contexts.next().0;
+        if self.rounds.sent.is_none() && self.shared.reads.start(context) {
+            self.rounds.context = context;
             self.rounds.sent = Some(now);
             self.core.read(self.rounds.context);
         }
@@ -155,15 +177,30 @@ impl ReplicaThread {
     }
 
     /// Source: etcd `parseProposeCtxErr`: a request that started shortly before the present
-    /// leader was elected probably fell victim to the loss of the one before.
+    /// leader was elected probably fell victim to the loss of the one before; one that started
+    /// before the leader, or a quorum, was reached, to the connection.
     fn timeout_reason(&self, since: Duration) -> Unavailable {
         let elected = Duration::from_millis(self.shared.leader_since_ms.load(Ordering::Acquire));
         let lost = elected.saturating_sub(2 * self.election_timeout);
         if lost <= since && since <= elected {
-            Unavailable::TimeoutLeaderLost
-        } else {
-            Unavailable::Timeout
+            return Unavailable::TimeoutLeaderLost;
         }
+        let is_connected = match self.shared.leader() {
+            MemberId(0) => true,
+            leader if leader == self.shared.member => self.is_connected_to_quorum_since(since),
+            leader => self.is_connected_since(leader, since),
+        };
+        if is_connected { Unavailable::Timeout } else { Unavailable::TimeoutConnectionLost }
+    }
+
+    fn is_connected_since(&self, member: MemberId, since: Duration) -> bool {
+        self.transport.active_since(member).is_some_and(|active| active <= since)
+    }
+
+    fn is_connected_to_quorum_since(&self, since: Duration) -> bool {
+        let members = self.shared.published.load().membership.members().count();
+        let connected = self.peers.keys().filter(|peer| self.is_connected_since(**peer, since));
+        members / 2 < connected.count() + 1
     }
 
     /// Carries out what the inputs of a turn came to, and what that comes to.
@@ -213,7 +250,12 @@ impl ReplicaThread {
                     self.core.handle(Input::Stop);
                 }
             }
-            Effect::Send(messages) => self.send(&messages),
+            Effect::Install(snapshot) => {
+                if self.apply.send(ApplyInput::Install(snapshot)).is_err() {
+                    self.core.handle(Input::Stop);
+                }
+            }
+            Effect::Send(messages) => self.send(messages),
             Effect::ConfirmRead { context, index } => {
                 if context == self.rounds.context {
                     self.rounds.sent = None;
@@ -230,13 +272,34 @@ impl ReplicaThread {
         }
     }
 
-    /// There is no transport yet, so a member that was added stays out of reach, as one that was
-    /// never started.
-    fn send(&mut self, messages: &[Message]) {
-        let members: BTreeSet<_> = messages.iter().filter_map(|message| message.to).collect();
-        for member in members {
-            self.core.handle(Input::Unreachable(MemberId(member)));
+    /// A snapshot is a wish for the whole state, which goes its own way.
+    fn send(&self, mut messages: Vec<Message>) {
+        let is_snapshot =
+            |message: &mut Message| message.r#type == Some(MessageType::MsgSnap.into());
+        for message in messages.extract_if(.., is_snapshot) {
+            self.snapshots.send(message);
         }
+        if !messages.is_empty() {
+            self.transport.send(messages);
+        }
+    }
+
+    /// Has the transport reach the members that there are now. Peers that only the transport was
+    /// told of at the start stay until the membership has had them, too.
+    fn follow_membership(&mut self) {
+        let membership = Arc::clone(&self.shared.published.load().membership);
+        let others = membership.members().filter(|member| member.id != self.shared.member);
+        let now: BTreeMap<_, _> =
+            others.map(|member| (member.id, member.peer_urls.clone())).collect();
+        for gone in self.peers.keys().filter(|peer| !now.contains_key(peer)) {
+            self.transport.remove_peer(*gone);
+        }
+        for (member, urls) in &now {
+            if self.peers.get(member) != Some(urls) {
+                self.transport.set_peer(*member, urls.clone());
+            }
+        }
+        self.peers = now;
     }
 
     fn show(&self, leadership: Leadership) {
@@ -258,7 +321,8 @@ impl ReplicaThread {
         if before == shared.member {
             self.lessor.demote();
         }
-        if before != MemberId(0) {
+        // Without a leader readers wait for the next one, and learn of it, as in etcd.
+        if leader != MemberId(0) {
             shared.reads.fail_unconfirmed(&Unavailable::LeaderChanged);
         }
         tracing::info!(

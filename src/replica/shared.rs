@@ -9,6 +9,7 @@ use std::sync::{
 };
 
 use arc_swap::ArcSwap;
+use tokio::sync::Notify;
 
 use crate::{
     base::clock::Clock,
@@ -42,6 +43,8 @@ pub(super) struct Shared {
     pub(super) reads_without_round: AtomicBool,
     /// Written by whoever starts the shutdown.
     pub(super) stopping: AtomicBool,
+    /// Told by the apply thread when this member is not one any more.
+    pub(super) removed: Notify,
     pub(super) pending: Pending,
     pub(super) reads: Reads,
 }
@@ -86,6 +89,7 @@ impl Shared {
             leader_since_ms: AtomicU64::new(0),
             reads_without_round: AtomicBool::new(false),
             stopping: AtomicBool::new(false),
+            removed: Notify::new(),
             pending: Pending::new(),
             reads: Reads::default(),
         })

@@ -100,6 +100,26 @@ impl Error for SocketError {
     }
 }
 
+/// Opens the sockets of peer URLs, which the transport serves.
+///
+/// # Errors
+/// - [`SocketError`], also for Unix sockets: peers are reached over TCP only.
+pub fn bind_peers(urls: &[String], options: &Options) -> Result<Vec<TcpListener>, SocketError> {
+    let mut addresses = std::collections::BTreeSet::new();
+    for url in urls {
+        // The kind of traffic is of no concern here.
+        match Endpoint::from_url(url, Traffic::Http)?.address {
+            Address::Tcp(address) => addresses.insert(address),
+            Address::Unix(_) => return Err(SocketError::Url { url: url.clone() }),
+        };
+    }
+    let bound = addresses.into_iter().map(|address| {
+        let socket = bind_tcp(&address, options);
+        socket.map_err(|source| SocketError::System { address, source })
+    });
+    bound.collect()
+}
+
 /// Open sockets that nobody serves yet.
 #[derive(Debug)]
 pub struct Listeners {

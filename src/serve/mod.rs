@@ -37,6 +37,6 @@ mod tests;
 mod watch_tests;
 mod workers;
 
-pub use listener::{Listeners, SocketError};
+pub use listener::{Listeners, SocketError, bind_peers};
 pub use options::{Endpoint, Options, Traffic};
 pub use workers::{Serving, start};

@@ -37,7 +37,10 @@ pub(super) fn to_json(state: &ConfState) -> Bytes {
 }
 
 /// Reads what an official member or [`to_json`] wrote.
-pub(super) fn from_json(json: &[u8]) -> Result<ConfState, serde_json::Error> {
+///
+/// # Errors
+/// If it is not the JSON of a membership.
+pub fn from_json(json: &[u8]) -> Result<ConfState, serde_json::Error> {
     let json: ConfStateJson = serde_json::from_slice(json)?;
     Ok(ConfState {
         voters: json.voters,

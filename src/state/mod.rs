@@ -47,9 +47,9 @@ mod txn;
 mod tests;
 
 pub use alarms::Alarms;
+pub use conf_state::from_json as parse_conf_state;
 pub use gate::{QUOTA_BYTES_DEFAULT, Quota, cost, put_cost, txn_cost};
 pub use machine::{Applied, Effect, Machine, Settings};
-pub use outlet::Background;
 pub use published::Published;
 pub use recover::{RecoverError, RecoveredAt, check_log};
 pub use txn::read_only_txn;

@@ -12,28 +12,10 @@ use super::{Machine, Published, conf_state};
 use crate::{
     cluster::v2_store_json,
     lease::Lessor,
-    model::{LogIndex, Revision, RowRevision, Term},
-    mvcc::{CompactionStep, EventBatch, HashJob},
+    model::{LogIndex, Revision, Term},
+    mvcc::{CompactionStep, EventBatch},
     storage::FlushBatch,
 };
-
-/// Work that is not urgent, one bounded piece at a time.
-#[derive(Debug)]
-pub enum Background {
-    /// Look again when there is nothing better to do.
-    Working,
-    /// To be run on a thread that may take long; compaction goes on when it has been run.
-    Hash(HashJob),
-    /// Rows for the flusher to delete.
-    Delete {
-        /// The revision of the compaction.
-        revision: Revision,
-        /// The rows.
-        dead: Vec<RowRevision>,
-        /// Whether they are the last ones of this compaction.
-        last: bool,
-    },
-}
 
 impl Machine {
     /// The last applied entry.
@@ -108,18 +90,10 @@ impl Machine {
         self.may_have_background_work
     }
 
-    /// Does a bounded part of the compactions under way; `None` if there is nothing to do.
-    pub fn background_step(&mut self) -> Option<Background> {
-        match self.store.compaction_step() {
-            CompactionStep::Idle => {
-                self.may_have_background_work = false;
-                None
-            }
-            CompactionStep::Working => Some(Background::Working),
-            CompactionStep::Hash(job) => Some(Background::Hash(job)),
-            CompactionStep::Delete { revision, dead, last } => {
-                Some(Background::Delete { revision, dead, last })
-            }
-        }
+    /// Does a bounded part of the compactions under way.
+    pub fn background_step(&mut self) -> CompactionStep {
+        let step = self.store.compaction_step();
+        self.may_have_background_work = !matches!(step, CompactionStep::Idle);
+        step
     }
 }

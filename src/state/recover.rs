@@ -177,8 +177,31 @@ impl Machine {
         backend: &Backend,
         settings: Settings,
     ) -> Result<(Self, RecoveredAt), RecoverError> {
-        let tables = Tables::read(&backend.reader()?, &settings)?;
-        let (store, recovery) = Store::recover(backend).map_err(RecoverError::Store)?;
+        let leases = LeaseTable::new(settings.leases);
+        Self::rebuild(backend.clone(), settings, leases)
+    }
+
+    /// Forgets everything and rebuilds the machine from its backend, which holds another state now.
+    /// Whoever has the lessor keeps it; what was not taken out is lost, and watchers find what they
+    /// have missed in the rows.
+    ///
+    /// # Errors
+    /// As [`Machine::recover`]; the member must stop.
+    pub fn recover_again(&mut self) -> Result<(), RecoverError> {
+        let leases = LeaseTable::with_lessor(self.leases.lessor());
+        let (machine, _) = Self::rebuild(self.backend.clone(), self.settings.clone(), leases)?;
+        *self = machine;
+        Ok(())
+    }
+
+    /// The machine that `backend` holds, with `leases`, which are none yet.
+    fn rebuild(
+        backend: Backend,
+        settings: Settings,
+        leases: LeaseTable,
+    ) -> Result<(Self, RecoveredAt), RecoverError> {
+        let tables = Tables::read(&backend.reader()?, leases)?;
+        let (store, recovery) = Store::recover(&backend).map_err(RecoverError::Store)?;
         let Tables { mut leases, membership, alarms, auth, auth_is_new, storage_version, at } =
             tables;
         for (key, lease) in &recovery.attachments {
@@ -191,7 +214,7 @@ impl Machine {
         log::recovered(&settings, &membership);
         let machine = Self {
             settings,
-            backend: backend.clone(),
+            backend,
             store,
             leases,
             membership: Arc::new(membership),
@@ -223,7 +246,7 @@ struct Tables {
 }
 
 impl Tables {
-    fn read(reader: &Reader<'_>, settings: &Settings) -> Result<Self, RecoverError> {
+    fn read(reader: &Reader<'_>, mut leases: LeaseTable) -> Result<Self, RecoverError> {
         let (enabled_key, revision_key) = auth::Status::keys();
         let revision = reader.get(Table::Auth, revision_key)?;
         let auth = auth::Status::recover(reader.get(Table::Auth, enabled_key)?, revision);
@@ -236,8 +259,9 @@ impl Tables {
         {
             return Err(RecoverError::ClusterTooNew(version));
         }
+        read_leases(reader, &mut leases)?;
         Ok(Self {
-            leases: read_leases(reader, settings)?,
+            leases,
             membership,
             alarms: read_alarms(reader)?,
             auth,
@@ -258,13 +282,12 @@ fn read_position(reader: &Reader<'_>) -> Result<RecoveredAt, RecoverError> {
     })
 }
 
-fn read_leases(reader: &Reader<'_>, settings: &Settings) -> Result<LeaseTable, RecoverError> {
-    let mut leases = LeaseTable::new(settings.leases);
+fn read_leases(reader: &Reader<'_>, leases: &mut LeaseTable) -> Result<(), RecoverError> {
     for record in reader.scan(Table::Lease)? {
         let (key, value) = record?;
         leases.restore(key, value).map_err(RecoverError::Lease)?;
     }
-    Ok(leases)
+    Ok(())
 }
 
 fn read_membership(reader: &Reader<'_>) -> Result<Membership, RecoverError> {

@@ -71,7 +71,7 @@ impl BackendOptions {
 
 /// A shared, read-only handle.
 #[derive(Clone, Debug)]
-pub struct Backend(Arc<Shared>);
+pub struct Backend(pub(super) Arc<Shared>);
 
 /// What readers and the writer share. The environment closes before the lock is let go.
 #[derive(Debug)]

@@ -16,14 +16,11 @@
 //!   rename is durable.
 //! - D3 A directory `copy-*` that is found at the start is unfinished, and removed.
 //!
-//! Readers of the old file keep it until they end: a rename does not touch what is open. The new
-//! environment keeps the path under which it was opened, so each copy has its own name: LMDB must
-//! not open one file twice in a process.
+//! The swap itself is `install`'s.
 
 use std::{
     collections::BTreeSet,
-    fs::{self, File},
-    io,
+    fs, io,
     ops::Bound,
     path::{Path, PathBuf},
     sync::{
@@ -36,17 +33,17 @@ use std::{
 use bytes::Bytes;
 
 use super::{
-    environment::{DATA_FILE, Environment, LOCK_FILE, Sizes},
+    environment::{Environment, Sizes},
     error::BackendError,
     flusher::{DefragmentError, Reply},
-    keys, metrics, records,
+    install, keys, metrics, records,
     tables::Table,
     writer::{Transaction, Writer},
 };
 use crate::{base::duration::Took, failpoint};
 
 /// The beginning of the names of copies.
-const COPY_PREFIX: &str = "copy-";
+pub(super) const COPY_PREFIX: &str = "copy-";
 /// Stored bytes that a step copies, about: a few milliseconds of disk, which the log waits for.
 const STEP_BYTES: usize = 1 << 20;
 
@@ -175,7 +172,7 @@ impl Copy {
     pub(super) fn publish(self, writer: &mut Writer, now: Duration) -> Result<(), BackendError> {
         let system = |source| BackendError::System { file: self.dir.clone(), source };
         failpoint!("defragBeforeRename");
-        install(&self.dir, &self.copy_dir).map_err(system)?;
+        install::rename(&self.dir, &self.copy_dir).map_err(system)?;
         let sizes = self.target.sizes()?;
         writer.replace(Arc::clone(&self.target), sizes);
         // The directory is empty now; one that stays is removed at the next start.
@@ -221,15 +218,6 @@ impl Copy {
             "finished defragmenting directory"
         );
     }
-}
-
-/// Renames the copy's files over the database's, durably. The data file goes first, and with it
-/// the decision; the lock file holds nothing that outlives a process, but tools look at it.
-fn install(dir: &Path, copy_dir: &Path) -> io::Result<()> {
-    fs::rename(copy_dir.join(DATA_FILE), dir.join(DATA_FILE))?;
-    failpoint!("defragAfterRename");
-    fs::rename(copy_dir.join(LOCK_FILE), dir.join(LOCK_FILE))?;
-    File::open(dir)?.sync_all()
 }
 
 type Reading<'t> = heed::RoTxn<'t, heed::WithoutTls>;
@@ -288,7 +276,11 @@ fn copy_rows(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::storage::{Backend, BackendOptions, tables::CONSISTENT_INDEX};
+    use crate::storage::{
+        Backend, BackendOptions,
+        environment::{DATA_FILE, LOCK_FILE},
+        tables::CONSISTENT_INDEX,
+    };
 
     /// A database whose consistent index is `applied`.
     fn database(dir: &Path, applied: u64) {

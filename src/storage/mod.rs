@@ -20,6 +20,7 @@
 mod defragment;
 mod environment;
 mod error;
+mod install;
 mod metrics;
 mod records;
 mod survey;
@@ -41,6 +42,7 @@ pub use backend::{Backend, BackendOptions, Reader};
 pub use environment::Sizes;
 pub use error::{BackendError, Fault, Place};
 pub use flusher::{FlushBatch, FlushJob, FlusherHandle};
+pub use install::received_dir;
 pub use metrics::{backup_took, database_received, register_metrics};
 pub use records::RowRef;
 pub use survey::Survey;

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use heed::{MdbError, PutFlags, RwTxn};
 
 use super::{
-    backend::Shared,
+    backend::{Backend, Shared},
     environment::{Environment, Sizes},
     error::BackendError,
     keys, metrics, records,
@@ -60,6 +60,11 @@ impl Writer {
     #[must_use]
     pub fn sizes(&self) -> Sizes {
         self.shared.sizes()
+    }
+
+    /// What it writes, for reading.
+    pub(super) fn backend(&self) -> Backend {
+        Backend(Arc::clone(&self.shared))
     }
 
     /// Goes on with another environment, for readers and writes alike.

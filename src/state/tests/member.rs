@@ -12,8 +12,9 @@ use crate::{
         ClusterId, Command, LogIndex, MemberId, Outcome, Request, RequestId, Revision, RowRevision,
         Term,
     },
+    mvcc::CompactionStep,
     mvcc::EventBatch,
-    state::{Applied, Background, Machine, Quota, RecoverError, Settings},
+    state::{Applied, Machine, Quota, RecoverError, Settings},
     storage::{
         Backend, BackendOptions, FlushBatch, Table, TableWrite, Writer,
         keys::etcd_revision,
@@ -102,11 +103,14 @@ impl Member {
     /// Finishes the compactions under way; what they delete was flushed before.
     pub(super) fn finish_compactions(&mut self) {
         self.flush();
-        while let Some(work) = self.machine.background_step() {
-            match work {
-                Background::Working => {}
-                Background::Hash(job) => drop(job.run()),
-                Background::Delete { revision, dead, last } => self.delete(revision, &dead, last),
+        loop {
+            match self.machine.background_step() {
+                CompactionStep::Idle => break,
+                CompactionStep::Working => {}
+                CompactionStep::Hash(job) => drop(job.run()),
+                CompactionStep::Delete { revision, dead, last } => {
+                    self.delete(revision, &dead, last);
+                }
             }
         }
     }

@@ -6,6 +6,7 @@
 
 use std::{
     fmt,
+    path::PathBuf,
     sync::{
         Arc, Condvar, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicI64, AtomicU64, Ordering},
@@ -180,8 +181,21 @@ impl FlusherHandle {
     /// # Errors
     /// - [`Stopped`] if the flush thread ended first.
     pub fn sync(&self) -> Result<(), Stopped> {
+        self.submit_and_wait(FlushJob::Sync)
+    }
+
+    /// Goes on with the database in `dir`, which is durable and nobody has open, and waits until it
+    /// is in place. Not for asynchronous tasks.
+    ///
+    /// # Errors
+    /// - [`Stopped`] if the flush thread ended first.
+    pub fn install(&self, dir: PathBuf) -> Result<(), Stopped> {
+        self.submit_and_wait(|reply| FlushJob::Install(dir, reply))
+    }
+
+    fn submit_and_wait(&self, job: impl FnOnce(Reply) -> FlushJob) -> Result<(), Stopped> {
         let (sender, receiver) = std::sync::mpsc::sync_channel(1);
-        self.submit(FlushJob::Sync(Box::new(move |outcome| {
+        self.submit(job(Box::new(move |outcome| {
             // Nobody waits any more if this fails.
             drop(sender.send(outcome));
         })))?;
@@ -300,7 +314,10 @@ impl fmt::Debug for Inbox {
 pub(super) fn weight(job: &FlushJob) -> usize {
     match job {
         FlushJob::Batch(batch) => batch_weight(batch),
-        FlushJob::Compact { .. } | FlushJob::Defragment(_) | FlushJob::Sync(_) => JOB_BYTES,
+        FlushJob::Compact { .. }
+        | FlushJob::Defragment(_)
+        | FlushJob::Sync(_)
+        | FlushJob::Install(..) => JOB_BYTES,
     }
 }
 

@@ -8,7 +8,8 @@
 //!                     64 MiB            1 MiB or 100 ms
 //!                        |                                    between commits, one step at a time:
 //!                        +-- Compact ----> dead rows, all --> delete 1000, rest 10 ms
-//!                        +-- Defragment -> copy ------------> copy 4 MiB, rest 5 ms, then swap
+//!                        +-- Defragment -> copy ------------> copy 1 MiB, rest 5 ms, then swap
+//!                        +-- Install ----> swap
 //! ```
 //!
 //! Invariants
@@ -29,14 +30,18 @@ mod pending;
 #[cfg(test)]
 mod tests;
 
-use std::time::Duration;
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use bytes::Bytes;
 
-use self::{compaction::Compactions, pending::Pending};
+use self::{compaction::Compactions, mailbox::Flushed, pending::Pending};
 use super::{
     defragment::{Copy, CopyStep},
     error::BackendError,
+    install::{self, Reach},
     tables::TableWrite,
     writer::Writer,
 };
@@ -95,6 +100,8 @@ pub enum FlushJob {
     Defragment(Reply),
     /// Commit everything submitted before.
     Sync(Reply),
+    /// Go on with the database in this directory, which is durable and nobody has open.
+    Install(PathBuf, Reply),
 }
 
 impl std::fmt::Debug for FlushJob {
@@ -106,6 +113,7 @@ impl std::fmt::Debug for FlushJob {
             }
             Self::Defragment(_) => f.write_str("Defragment"),
             Self::Sync(_) => f.write_str("Sync"),
+            Self::Install(dir, _) => f.debug_tuple("Install").field(dir).finish(),
         }
     }
 }
@@ -224,6 +232,11 @@ impl Flusher {
                 self.commit()?;
                 self.defragment(reply);
             }
+            FlushJob::Install(dir, reply) => {
+                self.commit()?;
+                self.install(&dir)?;
+                reply(Ok(()));
+            }
         }
         Ok(())
     }
@@ -282,6 +295,20 @@ impl Flusher {
                 Err(error) => reply(Err(failure(&error))),
             },
         }
+    }
+
+    /// What was under way for the old database ends with it.
+    fn install(&mut self, dir: &Path) -> Result<(), BackendError> {
+        if let Some(copy) = self.copy.take() {
+            let superseded = "a leader has sent a newer database";
+            copy.give_up(&DefragmentError(superseded.to_owned()));
+        }
+        self.compactions = Compactions::default();
+        let Reach { applied, revision, finished_compaction } =
+            install::take_over(&mut self.writer, dir)?;
+        self.inbox.flushed(Flushed { applied, revision, bytes: 0 });
+        self.inbox.finished_compaction(finished_compaction);
+        Ok(())
     }
 
     fn copy_step(&mut self) -> Result<(), BackendError> {

@@ -310,7 +310,7 @@ fn producers_wait_when_too_much_is_not_yet_committed() {
     assert_eq!(taken.len(), 4);
     assert!(receiver.try_recv().is_err(), "what is taken is not yet committed");
     let bytes = taken.iter().map(mailbox::weight).sum();
-    inbox.flushed(mailbox::Flushed { applied: LogIndex(5), revision: Some(Revision(5)), bytes });
+    inbox.flushed(Flushed { applied: LogIndex(5), revision: Some(Revision(5)), bytes });
     assert_eq!(receiver.recv(), Ok(6));
     drop(inbox);
     receiver.recv().ok();

@@ -1,0 +1,82 @@
+//! Puts another database in the place of the one in use.
+//!
+//! Decides the order in which files change names, so that a crash at any instant leaves one whole
+//! database. Called by the flusher: at the end of a defragmentation, and when a leader has sent the
+//! state that this member lacks.
+//!
+//! Readers of the old file keep it until they end: a rename does not touch what is open. The new
+//! environment keeps the path under which it was opened, so each one that is to be installed has a
+//! name of its own: LMDB must not open one file twice in a process.
+
+use std::{
+    fs::{self, File},
+    io,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use super::{
+    backend::{BACKEND_DIRECTORY, Backend},
+    defragment::COPY_PREFIX,
+    environment::{DATA_FILE, Environment, LOCK_FILE},
+    error::BackendError,
+    keys::parse_etcd_revision,
+    tables::{FINISHED_COMPACT_REVISION, Table},
+    writer::Writer,
+};
+use crate::{
+    failpoint,
+    model::{LogIndex, Revision},
+};
+
+/// Where a database that a leader sent is prepared, in the directory of `.snap` files. What is
+/// found there at the start is unfinished, and removed.
+#[must_use]
+pub fn received_dir(snap_dir: &Path) -> PathBuf {
+    snap_dir.join(BACKEND_DIRECTORY).join(format!("{COPY_PREFIX}received"))
+}
+
+/// How far a database reaches.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Reach {
+    pub(super) applied: LogIndex,
+    /// The last row's, if there is one.
+    pub(super) revision: Option<Revision>,
+    /// The last compaction whose rows are all gone; -1 before any.
+    pub(super) finished_compaction: Revision,
+}
+
+/// Renames the files of `from` over those of `dir`, durably. The data file goes first, and with it
+/// the decision; the lock file holds nothing that outlives a process, but tools look at it.
+pub(super) fn rename(dir: &Path, from: &Path) -> io::Result<()> {
+    fs::rename(from.join(DATA_FILE), dir.join(DATA_FILE))?;
+    failpoint!("defragAfterRename");
+    fs::rename(from.join(LOCK_FILE), dir.join(LOCK_FILE))?;
+    File::open(dir)?.sync_all()
+}
+
+/// Makes the durable database in `from`, which nobody has open, the one that `writer` writes and
+/// everybody reads.
+pub(super) fn take_over(writer: &mut Writer, from: &Path) -> Result<Reach, BackendError> {
+    let dir = writer.shared.options.dir.clone();
+    let environment = Arc::new(Environment::open(from, writer.shared.options.map_bytes)?);
+    rename(&dir, from).map_err(|source| BackendError::System { file: dir, source })?;
+    let sizes = environment.sizes()?;
+    writer.replace(environment, sizes);
+    // It holds nothing of value now, and is removed at the next start if it stays.
+    if let Err(error) = fs::remove_dir_all(from) {
+        tracing::warn!(path = %from.display(), %error, "could not remove a directory");
+    }
+    reach(&writer.backend())
+}
+
+fn reach(backend: &Backend) -> Result<Reach, BackendError> {
+    let reader = backend.reader()?;
+    let finished = reader.get(Table::Meta, FINISHED_COMPACT_REVISION)?;
+    let finished = finished.and_then(parse_etcd_revision);
+    Ok(Reach {
+        applied: reader.consistent_index()?,
+        revision: reader.last_row()?.map(|row| row.main),
+        finished_compaction: finished.map_or(Revision(-1), |(at, _tombstone)| at.main),
+    })
+}
