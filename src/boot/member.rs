@@ -24,13 +24,12 @@ use crate::{
     base::thread::{self, Priority},
     config::Config,
     exchange::{hash_backend, receive_backup, run_backup},
-    lease::{LeaseKeys, Renewal, TimeToLive},
     model::{
-        LeaseId, MemberId, Outcome, RangeAnswer, Request, RequestId, Revision, TxnAnswer,
-        Unavailable,
+        LeaseId, MemberId, Outcome, RangeAnswer, Rejection, Request, RequestId, Revision,
+        TxnAnswer, Unavailable,
     },
     mvcc::{self, RangeOptions, ReadError},
-    replica::{Handle, Identity},
+    replica::{Handle, Identity, LeaseCalls},
     state::{self, Published, Quota},
     watch::thread::Streams,
 };
@@ -45,26 +44,19 @@ const BACKUP_PARTS_MAX: usize = 4;
 pub(super) struct LocalMember {
     handle: Handle,
     quota: Quota,
+    leases: LeaseCalls,
     long_reads: LongReads,
 }
 
 impl LocalMember {
     pub(super) fn new(handle: Handle, config: &Config) -> Self {
         let quota = Quota::from_flag(super::quota_bytes(config));
-        Self { handle, quota, long_reads: LongReads::default() }
+        let leases = LeaseCalls::new(handle.clone());
+        Self { handle, quota, leases, long_reads: LongReads::default() }
     }
 
     fn seconds_since(&self, started: Duration) -> f64 {
         self.handle.clock().now().saturating_sub(started).as_secs_f64()
-    }
-
-    /// Records that the remaining time of a lease is its full one again.
-    async fn reset_checkpoint(&self, lease: LeaseId) -> Result<(), CallError> {
-        let checkpoint = pb::LeaseCheckpoint { id: lease.0, remaining_ttl: 0 };
-        let request = pb::LeaseCheckpointRequest { checkpoints: vec![checkpoint] };
-        let request = Request::LeaseCheckpoint(request);
-        self.handle.propose(Identity::default(), request).await??;
-        Ok(())
     }
 }
 
@@ -176,17 +168,7 @@ impl Member for LocalMember {
     }
 
     async fn renew_lease(&self, lease: LeaseId) -> Result<i64, CallError> {
-        loop {
-            match self.handle.lessor().renew(lease, self.handle.clock().now()) {
-                Renewal::Renewed { ttl_seconds } => return Ok(ttl_seconds),
-                Renewal::NotFound => {
-                    return Err(crate::model::Rejection::LeaseNotFound { lease }.into());
-                }
-                Renewal::NotPrimary => return Err(Unavailable::NotPrimary.into()),
-                Renewal::Expired(settled) => settled.await,
-                Renewal::CheckpointFirst => self.reset_checkpoint(lease).await?,
-            }
-        }
+        Ok(self.leases.renew(lease).await??)
     }
 
     async fn lease_time(
@@ -194,18 +176,14 @@ impl Member for LocalMember {
         lease: LeaseId,
         with_keys: bool,
     ) -> Result<Option<LeaseTime>, CallError> {
-        // What has been acknowledged before this question must show in its answer.
-        self.handle.linearizable().await?;
-        let keys = if with_keys { LeaseKeys::Listed } else { LeaseKeys::Omitted };
-        let now = self.handle.clock().now();
-        match self.handle.lessor().time_to_live(lease, keys, now) {
-            TimeToLive::Live { remaining_seconds, granted_seconds, keys } => Ok(Some(LeaseTime {
-                ttl_seconds: remaining_seconds,
-                granted_ttl_seconds: granted_seconds,
-                keys: keys.iter().map(|key| bytes::Bytes::copy_from_slice(key)).collect(),
+        match self.leases.time_to_live(lease, with_keys).await? {
+            Ok(time) => Ok(Some(LeaseTime {
+                ttl_seconds: time.ttl,
+                granted_ttl_seconds: time.granted_ttl,
+                keys: time.keys,
             })),
-            TimeToLive::NotFound => Ok(None),
-            TimeToLive::NotPrimary => Err(Unavailable::NotPrimary.into()),
+            Err(Rejection::LeaseNotFound { .. }) => Ok(None),
+            Err(rejection) => Err(rejection.into()),
         }
     }
 

@@ -7,7 +7,9 @@
 //! Source: etcd `server/etcdserver/cluster_util.go`.
 
 mod cluster;
+mod leader;
 
 pub use cluster::{
     Failures, RemoteCluster, RemoteClusterError, cluster_at, downgrade_is_enabled, versions_of,
 };
+pub use leader::{Asking, LeaderCall, Turn};
