@@ -49,8 +49,6 @@ pub struct Settings {
     pub quota_bytes: i64,
     /// Whether the health service stops serving during a defragmentation.
     pub unhealthy_while_defragmenting: bool,
-    /// Whether a change of members is refused that would leave too few started ones.
-    pub strict_reconfiguration: bool,
 }
 
 impl Default for Settings {
@@ -65,7 +63,6 @@ impl Default for Settings {
             request_timeout: Duration::from_secs(7),
             quota_bytes: 0,
             unhealthy_while_defragmenting: false,
-            strict_reconfiguration: true,
         }
     }
 }

@@ -16,7 +16,6 @@ use prost::Message;
 use proto::{
     etcdserverpb::{self as pb, AlarmMember, RangeRequest, TxnRequest},
     mvccpb::KeyValue,
-    raftpb::ConfChange,
 };
 
 use super::{
@@ -214,8 +213,31 @@ impl Member for Fake {
         })
     }
 
-    async fn change_members(&self, _change: ConfChange) -> Result<Outcome, Unavailable> {
-        Ok(Ok(Answer::Members(self.published().members())))
+    async fn add_member(
+        &self,
+        peer_ur_ls: Vec<String>,
+        is_learner: bool,
+    ) -> Result<(pb::Member, Vec<pb::Member>), CallError> {
+        let member = pb::Member { id: 8, peer_ur_ls, is_learner, ..pb::Member::default() };
+        let mut members = self.published().members();
+        members.push(member.clone());
+        Ok((member, members))
+    }
+
+    async fn remove_member(&self, member: MemberId) -> Result<Vec<pb::Member>, CallError> {
+        Err(Rejection::MemberNotFound { member }.into())
+    }
+
+    async fn update_member(
+        &self,
+        _member: MemberId,
+        _peer_urls: Vec<String>,
+    ) -> Result<Vec<pb::Member>, CallError> {
+        Ok(self.published().members())
+    }
+
+    async fn promote_member(&self, member: MemberId) -> Result<Vec<pb::Member>, CallError> {
+        Err(Rejection::MemberNotLearner { member }.into())
     }
 
     fn watch(&self) -> Streams {

@@ -8,10 +8,7 @@
 use std::{future::Future, io, sync::Arc};
 
 use bytes::Bytes;
-use proto::{
-    etcdserverpb::{self as pb, AlarmMember, RangeRequest, TxnRequest},
-    raftpb::ConfChange,
-};
+use proto::etcdserverpb::{self as pb, AlarmMember, RangeRequest, TxnRequest};
 
 use super::{
     caller::Caller,
@@ -197,14 +194,43 @@ pub trait Member: Clone + Send + Sync + 'static {
         request: Request,
     ) -> impl Future<Output = Result<Outcome, Unavailable>> + Send;
 
-    /// Replicates a change of the membership and returns the members after it.
+    /// Adds a member with these sorted peer URLs; returns it, and all members after that.
     ///
     /// # Errors
-    /// - if the outcome is unknown.
-    fn change_members(
+    /// - what the checks or the cluster refuse, and if the outcome is unknown.
+    fn add_member(
         &self,
-        change: ConfChange,
-    ) -> impl Future<Output = Result<Outcome, Unavailable>> + Send;
+        peer_urls: Vec<String>,
+        is_learner: bool,
+    ) -> impl Future<Output = Result<(pb::Member, Vec<pb::Member>), CallError>> + Send;
+
+    /// Removes a member; returns those that stay.
+    ///
+    /// # Errors
+    /// As [`Member::add_member`].
+    fn remove_member(
+        &self,
+        member: MemberId,
+    ) -> impl Future<Output = Result<Vec<pb::Member>, CallError>> + Send;
+
+    /// Gives a member other peer URLs; returns all members.
+    ///
+    /// # Errors
+    /// As [`Member::add_member`].
+    fn update_member(
+        &self,
+        member: MemberId,
+        peer_urls: Vec<String>,
+    ) -> impl Future<Output = Result<Vec<pb::Member>, CallError>> + Send;
+
+    /// Gives a learner a vote; returns all members.
+    ///
+    /// # Errors
+    /// As [`Member::add_member`].
+    fn promote_member(
+        &self,
+        member: MemberId,
+    ) -> impl Future<Output = Result<Vec<pb::Member>, CallError>> + Send;
 
     /// Where watch streams are opened.
     fn watch(&self) -> Streams;

@@ -6,7 +6,6 @@
 
 use std::{path::PathBuf, pin::Pin};
 
-use bytes::Bytes;
 use proto::raftpb::{Message, MessageType};
 
 use crate::{
@@ -18,10 +17,13 @@ use crate::{
     transport::{Local, PeerAnswer, PeerCall},
 };
 
+use super::{member::LocalMember, peers::answer};
+
 /// What the transport has of this member.
 #[derive(Debug)]
 pub(super) struct PeerSide {
     pub(super) handle: Handle,
+    pub(super) member: LocalMember,
     pub(super) snap_dir: PathBuf,
 }
 
@@ -57,10 +59,8 @@ impl Local for PeerSide {
         self.snap_dir.join(snapshot_file(index))
     }
 
-    fn call(&self, _call: PeerCall) -> Pin<Box<dyn Future<Output = PeerAnswer> + Send>> {
-        let body = Bytes::from_static(b"404 page not found\n");
-        let answer = PeerAnswer { status: 404, content_type: "text/plain; charset=utf-8", body };
-        Box::pin(std::future::ready(answer))
+    fn call(&self, call: PeerCall) -> Pin<Box<dyn Future<Output = PeerAnswer> + Send>> {
+        Box::pin(answer(self.member.clone(), call))
     }
 }
 

@@ -6,10 +6,7 @@
 
 use std::{future::Future, sync::Arc, time::Duration};
 
-use proto::{
-    etcdserverpb::{self as pb, AlarmMember, RangeRequest, TxnRequest},
-    raftpb::ConfChange,
-};
+use proto::etcdserverpb::{self as pb, AlarmMember, RangeRequest, TxnRequest};
 use tokio::sync::mpsc;
 
 use crate::{
@@ -22,6 +19,7 @@ use crate::{
         status::{CallError, Refusal},
     },
     base::thread::{self, Priority},
+    cluster::NewMember,
     config::Config,
     exchange::{hash_backend, receive_backup, run_backup},
     model::{
@@ -29,7 +27,7 @@ use crate::{
         TxnAnswer, Unavailable,
     },
     mvcc::{self, RangeOptions, ReadError},
-    replica::{Handle, Identity, LeaseCalls},
+    replica::{ChangeError, Handle, Identity, LeaseCalls, MemberCalls, QuorumChecks},
     state::{self, Published, Quota},
     watch::thread::Streams,
 };
@@ -45,6 +43,7 @@ pub(super) struct LocalMember {
     handle: Handle,
     quota: Quota,
     leases: LeaseCalls,
+    members: MemberCalls,
     long_reads: LongReads,
 }
 
@@ -52,7 +51,15 @@ impl LocalMember {
     pub(super) fn new(handle: Handle, config: &Config) -> Self {
         let quota = Quota::from_flag(super::quota_bytes(config));
         let leases = LeaseCalls::new(handle.clone());
-        Self { handle, quota, leases, long_reads: LongReads::default() }
+        let checks =
+            if config.strict_reconfig_check { QuorumChecks::Strict } else { QuorumChecks::Off };
+        let members = MemberCalls::new(handle.clone(), checks);
+        Self { handle, quota, leases, members, long_reads: LongReads::default() }
+    }
+
+    /// The leases, wherever the leader is.
+    pub(super) const fn leases(&self) -> &LeaseCalls {
+        &self.leases
     }
 
     fn seconds_since(&self, started: Duration) -> f64 {
@@ -69,6 +76,17 @@ fn state_error(error: ReadError) -> StateError {
             tracing::error!(%damage, "stored history is damaged; the read is refused");
             Refusal::Damaged.into()
         }
+    }
+}
+
+/// What a caller is told of a change of members that was not made.
+fn change_error(error: ChangeError) -> CallError {
+    match error {
+        ChangeError::Rejected(rejection) => CallError::Rejected(rejection),
+        ChangeError::Unavailable(unavailable) => CallError::Unavailable(unavailable),
+        ChangeError::NotEnoughStarted => CallError::Refused(Refusal::NotEnoughStarted),
+        ChangeError::Unhealthy => CallError::Refused(Refusal::Unhealthy),
+        ChangeError::LearnerNotReady => CallError::Refused(Refusal::LearnerNotReady),
     }
 }
 
@@ -134,11 +152,30 @@ impl Member for LocalMember {
         self.handle.propose(Identity { username, auth_revision }, request)
     }
 
-    fn change_members(
+    async fn add_member(
         &self,
-        change: ConfChange,
-    ) -> impl Future<Output = Result<Outcome, Unavailable>> + Send {
-        self.handle.change_members(change)
+        peer_urls: Vec<String>,
+        is_learner: bool,
+    ) -> Result<(pb::Member, Vec<pb::Member>), CallError> {
+        let new = if is_learner { NewMember::Learner } else { NewMember::Voter };
+        let added = self.members.add(peer_urls, new).await.map_err(change_error)?;
+        Ok((added.0.to_wire(), added.1))
+    }
+
+    async fn remove_member(&self, member: MemberId) -> Result<Vec<pb::Member>, CallError> {
+        self.members.remove(member).await.map_err(change_error)
+    }
+
+    async fn update_member(
+        &self,
+        member: MemberId,
+        peer_urls: Vec<String>,
+    ) -> Result<Vec<pb::Member>, CallError> {
+        self.members.update(member, peer_urls).await.map_err(change_error)
+    }
+
+    async fn promote_member(&self, member: MemberId) -> Result<Vec<pb::Member>, CallError> {
+        self.members.promote(member).await.map_err(change_error)
     }
 
     fn position(&self) -> Position {

@@ -46,6 +46,7 @@ mod local;
 mod long_reads;
 mod member;
 mod open;
+mod peers;
 mod scrub;
 mod threads;
 
@@ -293,7 +294,6 @@ fn edge_settings(config: &Config) -> api::Settings {
         request_timeout: config.request_timeout(),
         quota_bytes: quota_bytes(config),
         unhealthy_while_defragmenting: config.feature_gates.enabled(Gate::StopGRPCServiceOnDefrag),
-        strict_reconfiguration: config.strict_reconfig_check,
     }
 }
 

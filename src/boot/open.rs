@@ -54,7 +54,6 @@ pub(super) struct Opened {
     pub(super) raft: Raft,
     pub(super) finished_compaction: Revision,
     /// The other members as far as they are known before the log is applied.
-    #[expect(dead_code, reason = "the transport is told of them once it runs")]
     pub(super) peers: Peers,
 }
 

@@ -48,6 +48,7 @@ use crate::{
 use super::{
     chain,
     local::PeerSide,
+    member::LocalMember,
     open::{Opened, StartError},
     scrub,
 };
@@ -130,7 +131,11 @@ impl Threads {
             start_thread("apply", Priority::Normal, move || or_die("apply", apply.run()))?,
             start_thread("log", Priority::Normal, move || or_die("log", log.run()))?,
         ];
-        let local = Arc::new(PeerSide { handle: handle.clone(), snap_dir: config.snap_dir() });
+        let local = Arc::new(PeerSide {
+            handle: handle.clone(),
+            member: LocalMember::new(handle.clone(), config),
+            snap_dir: config.snap_dir(),
+        });
         joins.push(start_thread("peer", Priority::Normal, move || {
             or_die("peer", service.run(peer_listeners, local));
         })?);

@@ -192,6 +192,6 @@ impl LeaderCall {
 }
 
 /// An answer that is not the one that was hoped for.
-pub(crate) fn shown(reply: &PeerReply) -> String {
+pub(in crate::replica) fn shown(reply: &PeerReply) -> String {
     format!("status {}: {}", reply.status, String::from_utf8_lossy(&reply.body).trim_end())
 }

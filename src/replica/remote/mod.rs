@@ -12,4 +12,5 @@ mod leader;
 pub use cluster::{
     Failures, RemoteCluster, RemoteClusterError, cluster_at, downgrade_is_enabled, versions_of,
 };
+pub(super) use leader::shown;
 pub use leader::{Asking, LeaderCall, Turn};
