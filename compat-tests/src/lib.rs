@@ -13,6 +13,7 @@
 
 pub mod fault;
 pub mod files;
+pub mod group;
 pub mod ledger;
 pub mod random;
 pub mod raw;

@@ -47,6 +47,9 @@ pub struct Server {
     client_port: u16,
     peer_port: u16,
     extra: Vec<String>,
+    name: String,
+    /// The members to found or join a cluster with; `None` is this one alone.
+    initial_cluster: Option<String>,
     child: Option<Child>,
 }
 
@@ -93,6 +96,14 @@ pub fn oxetcd_program(name: &str) -> anyhow::Result<PathBuf> {
     Ok(program)
 }
 
+/// The server of a kind; `None` where official etcd cannot be had.
+fn program(kind: Kind) -> anyhow::Result<Option<PathBuf>> {
+    match kind {
+        Kind::Official => official::program("etcd"),
+        Kind::Oxetcd => oxetcd_program("oxetcd").map(Some),
+    }
+}
+
 impl Server {
     /// Starts a server on a fresh directory; `None` where official etcd cannot be had.
     ///
@@ -109,13 +120,7 @@ impl Server {
     /// # Errors
     /// If there is no such program, port or directory.
     pub fn prepare(kind: Kind, extra: &[&str]) -> anyhow::Result<Option<Self>> {
-        let program = match kind {
-            Kind::Official => match official::program("etcd")? {
-                Some(program) => program,
-                None => return Ok(None),
-            },
-            Kind::Oxetcd => oxetcd_program("oxetcd")?,
-        };
+        let Some(program) = program(kind)? else { return Ok(None) };
         let dir = Arc::new(TempDir::new()?);
         Ok(Some(Self {
             kind,
@@ -127,6 +132,8 @@ impl Server {
             client_port: free_port()?,
             peer_port: free_port()?,
             extra: extra.iter().map(|flag| (*flag).to_owned()).collect(),
+            name: "m1".to_owned(),
+            initial_cluster: None,
             child: None,
         }))
     }
@@ -147,6 +154,8 @@ impl Server {
             client_port: free_port()?,
             peer_port: self.peer_port,
             extra: self.extra.clone(),
+            name: self.name.clone(),
+            initial_cluster: self.initial_cluster.clone(),
             child: None,
         })
     }
@@ -229,18 +238,20 @@ impl Server {
     fn command(&self) -> Command {
         let client = self.endpoint();
         let peer = self.peer_url();
+        let alone = format!("{}={peer}", self.name);
+        let initial_cluster = self.initial_cluster.as_ref().unwrap_or(&alone);
         let mut words = self.wrapper.iter().map(PathBuf::from).collect::<Vec<_>>();
         words.push(self.program.clone());
         let mut command = Command::new(&words[0]);
         command
             .args(&words[1..])
-            .arg("--name=m1")
+            .arg(format!("--name={}", self.name))
             .arg(format!("--data-dir={}", self.data_dir.display()))
             .arg(format!("--listen-client-urls={client}"))
             .arg(format!("--advertise-client-urls={client}"))
             .arg(format!("--listen-peer-urls={peer}"))
             .arg(format!("--initial-advertise-peer-urls={peer}"))
-            .arg(format!("--initial-cluster=m1={peer}"))
+            .arg(format!("--initial-cluster={initial_cluster}"))
             .args(&self.extra)
             .env("ETCD_UNSUPPORTED_ARCH", std::env::consts::ARCH)
             .stdin(Stdio::null())
@@ -320,6 +331,28 @@ impl Server {
     /// A command with arguments that runs the program of the next start as its own arguments.
     pub fn set_wrapper(&mut self, wrapper: Vec<String>) {
         self.wrapper = wrapper;
+    }
+
+    /// The member's name.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Makes it a member of a group in the next start: its name, and `name=url` of all members.
+    pub fn set_group(&mut self, name: &str, initial_cluster: String) {
+        name.clone_into(&mut self.name);
+        self.initial_cluster = Some(initial_cluster);
+    }
+
+    /// Runs another program from the next start on, on the same data.
+    ///
+    /// # Errors
+    /// If there is no such program.
+    pub fn set_kind(&mut self, kind: Kind) -> anyhow::Result<()> {
+        self.program = program(kind)?.context("official etcd was there before")?;
+        self.kind = kind;
+        Ok(())
     }
 
     /// The directory that holds the data directory and the log; gone with the server.

@@ -114,7 +114,7 @@ async fn hash_kv(member: &LocalMember, body: &[u8]) -> PeerAnswer {
         Err(error) => {
             tracing::warn!("requested-revision" = revision.0, %error, "failed to get hashKV");
             let shown = error.to_string();
-            text(400, shown.strip_prefix("etcdserver: ").unwrap_or(&shown))
+            text(400, shown.split_once(": ").map_or(&*shown, |(_, text)| text))
         }
     }
 }
