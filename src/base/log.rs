@@ -445,7 +445,8 @@ fn short(file: &str) -> &str {
 }
 
 /// UTC with microseconds, such as `2026-01-31T23:59:59.000001Z`.
-fn timestamp(unix: Duration) -> String {
+#[must_use]
+pub fn timestamp(unix: Duration) -> String {
     let seconds = unix.as_secs();
     let (year, month, day) = civil(seconds / 86_400);
     let (hour, minute, second) = (seconds / 3_600 % 24, seconds / 60 % 60, seconds % 60);

@@ -119,6 +119,7 @@ fn register_metrics(config: &Config) {
     crate::cluster::register_metrics();
     crate::state::register_metrics();
     crate::watch::register_metrics();
+    crate::transport::register_metrics();
     replica::register_metrics();
 }
 

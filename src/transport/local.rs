@@ -34,6 +34,10 @@ pub trait Local: fmt::Debug + Send + Sync + 'static {
     /// Where a received database goes, to be there in full before its message is stepped.
     fn snapshot_path(&self, index: LogIndex) -> PathBuf;
 
+    /// A peer knows that this member was removed from the cluster for good. It should stop: it can
+    /// do nothing any more. May be told many times.
+    fn removed(&self) {}
+
     /// Answers a request that is not raft's.
     fn call(&self, call: PeerCall) -> Pin<Box<dyn Future<Output = PeerAnswer> + Send>>;
 }
@@ -64,7 +68,7 @@ pub struct PeerAnswer {
     pub status: u16,
     /// The type of `body`.
     pub content_type: &'static str,
-    /// What is answered.
+    /// What is answered. Go ends a sentence with a line break.
     pub body: Bytes,
 }
 

@@ -1,73 +1,76 @@
 //! The transport's two ends: the handle that sends, and the service that moves bytes.
 //!
-//! Decides nothing yet: whatever is sent is reported as undeliverable.
+//! Decides what runs: tasks for each peer, for each listener, and for each snapshot on its way, all
+//! of them on the `peer` thread. `boot` makes the pair; the replica keeps the handle.
 
-use std::{
-    collections::BTreeSet,
-    io,
-    net::TcpListener,
-    sync::{Arc, OnceLock},
-    time::Duration,
-};
+use std::{io, net::TcpListener, sync::Arc, time::Duration};
 
 use proto::raftpb::Message;
+use tokio::{runtime::Builder, sync::Semaphore};
 
-use super::{Local, Settings, SnapshotBody};
-use crate::{base::clock::Clock, consensus::SnapshotReport, model::MemberId};
+use super::{
+    Local, Settings, SnapshotBody,
+    kind::StreamKind,
+    peer::{Peer, Standing},
+    pipeline::Pipeline,
+    reader::Reader,
+    server::{self, CONNECTIONS_MAX},
+    shared::{Job, Shared},
+    snapshot_sender,
+};
+use crate::{
+    base::{clock::Clock, task},
+    model::MemberId,
+};
 
 /// How the member reaches its peers. Cheap to clone; no call waits.
 #[derive(Clone, Debug)]
 pub struct Transport(Arc<Shared>);
 
-#[derive(Debug)]
-struct Shared {
-    local: OnceLock<Arc<dyn Local>>,
-}
-
 /// What runs on the `peer` thread.
 #[derive(Debug)]
-pub struct Service(Transport);
+pub struct Service(Arc<Shared>);
 
-/// A transport that is not running yet.
+/// A transport that is not running yet. Its clock is the one of [`Transport::active_since`].
 #[must_use]
-pub fn transport(_settings: Settings, _clock: Clock) -> (Transport, Service) {
-    let transport = Transport(Arc::new(Shared { local: OnceLock::new() }));
-    (transport.clone(), Service(transport))
+pub fn transport(settings: Settings, clock: Clock) -> (Transport, Service) {
+    let shared = Arc::new(Shared::new(settings, clock));
+    (Transport(Arc::clone(&shared)), Service(shared))
 }
 
 impl Transport {
     /// Sends messages, each to the member that it names. Those for members that are not known are
-    /// dropped.
+    /// dropped. Messages to one member that take the same way keep their order.
     pub fn send(&self, messages: Vec<Message>) {
-        let Some(local) = self.0.local.get() else { return };
-        let members: BTreeSet<_> = messages.iter().filter_map(|message| message.to).collect();
-        for member in members {
-            local.unreachable(MemberId(member));
-        }
+        self.0.send(messages);
     }
 
     /// Sends a snapshot: its message, and the database that belongs to it. How it went is told with
     /// [`Local::snapshot_sent`].
     pub fn send_snapshot(&self, message: Message, body: SnapshotBody) {
-        drop(body);
-        let Some(local) = self.0.local.get() else { return };
-        local.snapshot_sent(MemberId(message.to.unwrap_or(0)), SnapshotReport::Failed);
+        self.0.send_snapshot(message, body);
     }
 
     /// Begins to reach a member, or to reach it elsewhere.
-    pub fn set_peer(&self, _member: MemberId, _peer_urls: Vec<String>) {}
+    pub fn set_peer(&self, member: MemberId, peer_urls: Vec<String>) {
+        self.0.set_peer(member, peer_urls);
+    }
 
     /// Ends all connections with a member.
-    pub fn remove_peer(&self, _member: MemberId) {}
+    pub fn remove_peer(&self, member: MemberId) {
+        self.0.remove_peer(member);
+    }
 
     /// When the connection with a member became active, in the clock's time; `None` if it is not.
     #[must_use]
-    pub fn active_since(&self, _member: MemberId) -> Option<Duration> {
-        None
+    pub fn active_since(&self, member: MemberId) -> Option<Duration> {
+        self.0.member(member)?.status.active_since()
     }
 
     /// Ends everything; the service returns.
-    pub fn stop(&self) {}
+    pub fn stop(&self) {
+        self.0.stop.cancel();
+    }
 }
 
 impl Service {
@@ -75,9 +78,71 @@ impl Service {
     ///
     /// # Errors
     /// If the system refuses what every process may have.
-    pub fn run(self, _listeners: Vec<TcpListener>, local: Arc<dyn Local>) -> io::Result<()> {
-        // Only the first call has a service to run.
-        self.0.0.local.set(local).ok();
-        Ok(())
+    pub fn run(self, listeners: Vec<TcpListener>, local: Arc<dyn Local>) -> io::Result<()> {
+        let runtime = Builder::new_current_thread().enable_all().build()?;
+        let shared = self.0;
+        let result = runtime.block_on(serve(&shared, listeners, local));
+        // Cuts what is left.
+        runtime.shutdown_background();
+        result
     }
+}
+
+async fn serve(
+    shared: &Arc<Shared>,
+    listeners: Vec<TcpListener>,
+    local: Arc<dyn Local>,
+) -> io::Result<()> {
+    shared.begin(local);
+    let room = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    for listener in listeners {
+        listener.set_nonblocking(true)?;
+        let listener = tokio::net::TcpListener::from_std(listener)?;
+        until(&shared.stop, server::accept(Arc::clone(shared), listener, Arc::clone(&room)));
+    }
+    let starting = async {
+        loop {
+            for job in shared.take_jobs() {
+                start(shared, job);
+            }
+            shared.jobs_waiting.notified().await;
+        }
+    };
+    shared.stop.run_until_cancelled(starting).await;
+    Ok(())
+}
+
+fn start(shared: &Arc<Shared>, job: Job) {
+    match job {
+        Job::Peer(peer) => start_peer(shared, peer),
+        Job::Snapshot(peer, message, body) => {
+            let sending =
+                snapshot_sender::send(Arc::clone(shared), Arc::clone(&peer), message, body);
+            until(&peer.over, sending);
+        }
+    }
+}
+
+fn start_peer(shared: &Arc<Shared>, peer: Arc<Peer>) {
+    let pipeline = Pipeline { shared: Arc::clone(shared), peer: Arc::clone(&peer) };
+    until(&peer.over, pipeline.run());
+    if peer.standing == Standing::Remote {
+        return;
+    }
+    for kind in StreamKind::ALL {
+        let reader = Reader { shared: Arc::clone(shared), peer: Arc::clone(&peer), kind };
+        until(&peer.over, reader.run());
+    }
+}
+
+/// Runs `work` until it is done or `over` is cancelled.
+fn until(
+    over: &tokio_util::sync::CancellationToken,
+    work: impl Future<Output = ()> + Send + 'static,
+) {
+    let over = over.clone();
+    // It ends by itself, or with the runtime.
+    drop(task::spawn(async move {
+        over.run_until_cancelled(work).await;
+    }));
 }

@@ -1,0 +1,56 @@
+//! One member that this one talks to.
+//!
+//! Decides nothing: it holds together what belongs to one peer. Shared by the replica, which puts
+//! messages in, and by the tasks on the `peer` thread, which move them.
+
+use tokio_util::sync::CancellationToken;
+
+use super::{lanes::Lanes, metrics, picker::Picker, status::Status};
+use crate::{base::metrics::IntCounter, model::MemberId};
+
+/// What a peer is to this member.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Standing {
+    /// In the cluster.
+    Member,
+    /// Known only because it asked for something: this member has yet to learn of it. It is reached
+    /// through the pipeline alone.
+    Remote,
+}
+
+/// A peer.
+#[derive(Debug)]
+pub(super) struct Peer {
+    pub(super) id: MemberId,
+    pub(super) standing: Standing,
+    pub(super) picker: Picker,
+    pub(super) status: Status,
+    pub(super) lanes: Lanes,
+    /// Cancelled when it is not a peer any more.
+    pub(super) over: CancellationToken,
+    pub(super) sent_bytes: IntCounter,
+    pub(super) received_bytes: IntCounter,
+    pub(super) sent_failures: IntCounter,
+}
+
+impl Peer {
+    pub(super) fn new(
+        local: MemberId,
+        id: MemberId,
+        standing: Standing,
+        urls: Vec<String>,
+        over: CancellationToken,
+    ) -> Self {
+        Self {
+            id,
+            standing,
+            picker: Picker::new(urls),
+            status: Status::new(local, id),
+            lanes: Lanes::new(),
+            over,
+            sent_bytes: metrics::sent_bytes(id),
+            received_bytes: metrics::received_bytes(id),
+            sent_failures: metrics::sent_failures(id),
+        }
+    }
+}

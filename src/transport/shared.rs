@@ -1,0 +1,348 @@
+//! What the handle and the tasks of the transport have in common.
+//!
+//! Decides who is a peer, where a message of the replica goes, and which messages of peers the
+//! replica gets to see. Owned by the handles and by every task.
+
+use std::{
+    collections::BTreeMap,
+    mem,
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
+    task::Waker,
+};
+
+use proto::raftpb::Message;
+use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, info, warn};
+
+use super::{
+    Local, Settings, SnapshotBody,
+    kind::may_come_from_peer,
+    lanes::Full,
+    metrics,
+    peer::{Peer, Standing},
+};
+use crate::{
+    base::{
+        clock::Clock,
+        courier::{Courier, Rounds},
+    },
+    consensus::SnapshotReport,
+    model::MemberId,
+};
+
+/// Peers that are known only because they asked for something. More are not remembered: whoever
+/// can reach the port could name any number.
+const REMOTES_MAX: usize = 64;
+
+/// Snapshots that wait for the service. Raft sends one at a time to each peer.
+const SNAPSHOTS_WAITING_MAX: usize = 64;
+
+/// What the handles and the tasks share.
+#[derive(Debug)]
+pub(super) struct Shared {
+    pub(super) settings: Settings,
+    pub(super) clock: Clock,
+    /// Cancelled when everything is to end.
+    pub(super) stop: CancellationToken,
+    /// There are jobs.
+    pub(super) jobs_waiting: Notify,
+    local: OnceLock<Arc<dyn Local>>,
+    courier: OnceLock<Arc<Courier>>,
+    registry: Mutex<Registry>,
+}
+
+#[derive(Debug, Default)]
+struct Registry {
+    members: BTreeMap<MemberId, Arc<Peer>>,
+    remotes: BTreeMap<MemberId, Arc<Peer>>,
+    jobs: Vec<Job>,
+}
+
+/// Something to be started on the `peer` thread.
+#[derive(Debug)]
+pub(super) enum Job {
+    /// The tasks of a peer.
+    Peer(Arc<Peer>),
+    /// A snapshot to send.
+    Snapshot(Arc<Peer>, Message, SnapshotBody),
+}
+
+/// Why a message of a peer is not for the replica.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Refused {
+    /// It comes from a member that was removed.
+    Removed,
+    /// It is for another member.
+    Mismatch,
+}
+
+impl Refused {
+    /// What the peer is told.
+    ///
+    /// Source: etcd `server/etcdserver/server.go`, `Process`.
+    pub(super) const fn text(self) -> &'static str {
+        match self {
+            Self::Removed => "cannot process message from removed member",
+            Self::Mismatch => "cannot process message to mismatch member",
+        }
+    }
+}
+
+impl Shared {
+    pub(super) fn new(settings: Settings, clock: Clock) -> Self {
+        Self {
+            settings,
+            clock,
+            stop: CancellationToken::new(),
+            jobs_waiting: Notify::new(),
+            local: OnceLock::new(),
+            courier: OnceLock::new(),
+            registry: Mutex::default(),
+        }
+    }
+
+    /// Gives the transport the member that it works for. Called once, on the `peer` thread.
+    pub(super) fn begin(&self, local: Arc<dyn Local>) {
+        let is_first = self.local.set(local).is_ok();
+        assert!(is_first, "a transport has one service");
+        self.courier.set(Courier::of_this_thread()).ok();
+    }
+
+    /// The member behind the transport.
+    pub(super) fn local(&self) -> &dyn Local {
+        self.local.get().expect("tasks start after the service has begun").as_ref()
+    }
+
+    pub(super) fn send(&self, messages: Vec<Message>) {
+        let mut rounds = Rounds::default();
+        let mut dropped = Vec::new();
+        let registry = self.lock();
+        for message in messages {
+            let to = MemberId(message.to());
+            let Some(peer) = registry.find(to) else {
+                let kind = message.r#type().as_str_name();
+                debug!(
+                    r#type = kind,
+                    "unknown-target-peer-id" = %to,
+                    "ignored message send request; unknown remote peer target"
+                );
+                continue;
+            };
+            let kind = message.r#type();
+            match peer.lanes.push(message) {
+                Ok(Some(waker)) => self.add_round(&mut rounds, waker),
+                Ok(None) => {}
+                Err(full) => dropped.push((Arc::clone(peer), kind.as_str_name(), full)),
+            }
+        }
+        drop(registry);
+        rounds.go();
+        for (peer, kind, full) in dropped {
+            self.report_dropped(&peer, kind, full);
+        }
+    }
+
+    fn report_dropped(&self, peer: &Peer, kind: &'static str, full: Full) {
+        peer.sent_failures.inc();
+        warn!(
+            "message-type" = kind,
+            "local-member-id" = %self.settings.member,
+            from = %self.settings.member,
+            "remote-peer-id" = %peer.id,
+            "remote-peer-name" = %full,
+            "remote-peer-active" = peer.status.active_since().is_some(),
+            "dropped internal Raft message since sending buffer is full"
+        );
+        if let Some(local) = self.local.get() {
+            local.unreachable(peer.id);
+        }
+    }
+
+    pub(super) fn send_snapshot(&self, message: Message, body: SnapshotBody) {
+        let to = MemberId(message.to());
+        let mut registry = self.lock();
+        let peer = registry.members.get(&to).map(Arc::clone);
+        match peer {
+            Some(peer) if registry.jobs.len() < SNAPSHOTS_WAITING_MAX => {
+                registry.jobs.push(Job::Snapshot(peer, message, body));
+                drop(registry);
+                self.jobs_waiting.notify_one();
+            }
+            _ => {
+                drop(registry);
+                drop(body);
+                if let Some(local) = self.local.get() {
+                    local.snapshot_sent(to, SnapshotReport::Failed);
+                }
+            }
+        }
+    }
+
+    pub(super) fn set_peer(&self, id: MemberId, urls: Vec<String>) {
+        if id == self.settings.member {
+            return;
+        }
+        let shown = urls.join(",");
+        let mut registry = self.lock();
+        if let Some(peer) = registry.members.get(&id) {
+            peer.picker.update(urls);
+            info!(
+                "local-member-id" = %self.settings.member,
+                "updated-remote-peer-id" = %id,
+                "updated-remote-peer-urls" = shown,
+                "updated remote peer"
+            );
+            return;
+        }
+        if let Some(remote) = registry.remotes.remove(&id) {
+            self.end(&remote);
+        }
+        info!("remote-peer-id" = %id, "starting remote peer");
+        let peer = Arc::new(self.new_peer(id, Standing::Member, urls));
+        registry.members.insert(id, Arc::clone(&peer));
+        registry.jobs.push(Job::Peer(peer));
+        drop(registry);
+        self.jobs_waiting.notify_one();
+        info!(
+            "local-member-id" = %self.settings.member,
+            "remote-peer-id" = %id,
+            "remote-peer-urls" = shown,
+            "added remote peer"
+        );
+    }
+
+    pub(super) fn remove_peer(&self, id: MemberId) {
+        let removed = self.lock().members.remove(&id);
+        let local = self.settings.member;
+        match removed {
+            Some(peer) => {
+                info!("remote-peer-id" = %id, "stopping remote peer");
+                self.end(&peer);
+                info!("remote-peer-id" = %id, "stopped remote peer");
+                info!(
+                    "local-member-id" = %local,
+                    "removed-remote-peer-id" = %id,
+                    "removed remote peer"
+                );
+            }
+            None => warn!(
+                "local-member-id" = %local,
+                "removed-remote-peer-id" = %id,
+                "skipped removing already removed peer"
+            ),
+        }
+    }
+
+    /// Remembers how to answer a member that is not known yet.
+    pub(super) fn add_remote(&self, id: MemberId, urls: &str) {
+        if id == self.settings.member || id.0 == 0 || self.local().is_removed(id) {
+            return;
+        }
+        let mut registry = self.lock();
+        if registry.find(id).is_some() || REMOTES_MAX <= registry.remotes.len() {
+            return;
+        }
+        let all = urls.split(',').map(str::to_owned).collect();
+        let peer = Arc::new(self.new_peer(id, Standing::Remote, all));
+        registry.remotes.insert(id, Arc::clone(&peer));
+        registry.jobs.push(Job::Peer(peer));
+        drop(registry);
+        self.jobs_waiting.notify_one();
+        info!(
+            "local-member-id" = %self.settings.member,
+            "remote-peer-id" = %id,
+            "remote-peer-urls" = urls,
+            "added new remote peer"
+        );
+    }
+
+    /// The peer, if it is in the cluster.
+    pub(super) fn member(&self, id: MemberId) -> Option<Arc<Peer>> {
+        self.lock().members.get(&id).map(Arc::clone)
+    }
+
+    pub(super) fn take_jobs(&self) -> Vec<Job> {
+        mem::take(&mut self.lock().jobs)
+    }
+
+    /// Hands a message of a peer to the replica.
+    ///
+    /// # Errors
+    /// - [`Refused`] if it is not for it. What no peer may send is dropped without a word.
+    pub(super) fn receive(&self, message: Message) -> Result<(), Refused> {
+        let local = self.settings.member;
+        let from = MemberId(message.from());
+        if self.local().is_removed(from) {
+            warn!(
+                "local-member-id" = %local,
+                "removed-member-id" = %from,
+                "rejected Raft message from removed member"
+            );
+            return Err(Refused::Removed);
+        }
+        if message.to() != local.0 {
+            warn!(
+                "local-member-id" = %local,
+                "mismatch-member-id" = %MemberId(message.to()),
+                "rejected Raft message to mismatch member"
+            );
+            return Err(Refused::Mismatch);
+        }
+        if may_come_from_peer(&message) {
+            self.local().step(message);
+        }
+        Ok(())
+    }
+
+    /// The cluster has no place for this member any more.
+    pub(super) fn report_removed(&self) {
+        self.local().removed();
+    }
+
+    /// Wakes a task of the `peer` thread.
+    pub(super) fn wake(&self, waker: Waker) {
+        let mut rounds = Rounds::default();
+        self.add_round(&mut rounds, waker);
+        rounds.go();
+    }
+
+    fn add_round(&self, rounds: &mut Rounds, waker: Waker) {
+        match self.courier.get() {
+            Some(courier) => rounds.add(waker, Arc::clone(courier)),
+            None => waker.wake(),
+        }
+    }
+
+    fn new_peer(&self, id: MemberId, standing: Standing, urls: Vec<String>) -> Peer {
+        Peer::new(self.settings.member, id, standing, urls, self.stop.child_token())
+    }
+
+    fn end(&self, peer: &Peer) {
+        peer.over.cancel();
+        peer.status.end();
+        for waker in peer.lanes.end() {
+            self.wake(waker);
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Registry> {
+        // Nothing panics half-way through a change, so a poisoned registry is still whole.
+        self.registry.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Registry {
+    fn find(&self, id: MemberId) -> Option<&Arc<Peer>> {
+        self.members.get(&id).or_else(|| self.remotes.get(&id))
+    }
+}
+
+/// What a message counts for in the metrics.
+pub(super) fn count_received(peer: &Peer, from: u64, bytes: usize) {
+    if from == peer.id.0 {
+        peer.received_bytes.inc_by(bytes as u64);
+    } else {
+        metrics::received_bytes(MemberId(from)).inc_by(bytes as u64);
+    }
+}

@@ -1,0 +1,4 @@
+//! Services that talk to each other over the loopback.
+
+mod fake;
+mod talk;
