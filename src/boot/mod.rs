@@ -306,7 +306,7 @@ fn duty_settings(config: &Config) -> DutySettings {
             .iter()
             .map(|url| url.as_str().to_owned())
             .collect(),
-        cluster_version: format!("{}.0", minor_version(api::ETCD_VERSION)),
+        downgrade_check: Some(config.downgrade_check_time).filter(|time| !time.is_zero()),
         lease_checkpoints: config.feature_gates.enabled(Gate::LeaseCheckpoint),
         compaction: match config.auto_compaction {
             AutoCompaction::Off => None,
@@ -314,11 +314,6 @@ fn duty_settings(config: &Config) -> DutySettings {
             AutoCompaction::Revision(retention) => Some(Compaction::Revision(retention)),
         },
     }
-}
-
-/// `3.7` of `3.7.1`.
-fn minor_version(version: &str) -> &str {
-    version.rsplit_once('.').map_or(version, |(minor, _patch)| minor)
 }
 
 impl EndedBy {

@@ -10,7 +10,7 @@ use std::{sync::Arc, time::Duration};
 use futures::{StreamExt, stream::FuturesUnordered};
 use proto::{
     etcdserverpb::{LeaseCheckpointRequest, LeaseRevokeRequest},
-    membershippb::{Attributes, ClusterMemberAttrSetRequest, ClusterVersionSetRequest},
+    membershippb::{Attributes, ClusterMemberAttrSetRequest},
 };
 
 use crate::{
@@ -21,6 +21,7 @@ use crate::{
 use super::{Handle, Identity};
 
 mod compaction;
+mod versions;
 pub use compaction::Compaction;
 
 /// How often the leader looks for expired leases.
@@ -41,11 +42,6 @@ const CHECKPOINT_LEASES_MAX: usize = 1_000;
 /// Pause before something that failed is tried again.
 const RETRY_PAUSE: Duration = Duration::from_millis(200);
 
-/// How often the leader compares versions.
-///
-/// Source: etcd `monitorVersionInterval` (raft write timeout less one second).
-const VERSION_LOOK: Duration = Duration::from_secs(4);
-
 /// Settings of the duties.
 #[derive(Clone, Debug)]
 pub struct DutySettings {
@@ -53,12 +49,18 @@ pub struct DutySettings {
     pub name: String,
     /// The client URLs that it publishes.
     pub client_urls: Vec<String>,
-    /// The version that a group of members like this one speaks, such as `3.7.0`.
-    pub cluster_version: String,
+    /// How often the leader looks whether a downgrade is complete; `None` is never.
+    pub downgrade_check: Option<Duration>,
     /// Whether lease times are checkpointed.
     pub lease_checkpoints: bool,
     /// When history is dropped by itself.
     pub compaction: Option<Compaction>,
+}
+
+/// Whether the member behind `handle` leads.
+fn leads(handle: &Handle) -> bool {
+    let status = handle.status();
+    status.leader == status.member && status.leader != MemberId(0)
 }
 
 /// The duties of one member.
@@ -112,7 +114,10 @@ impl Duties {
 
     /// Starts everything that goes on for as long as the member runs.
     pub fn start(self) {
-        task::spawn(self.clone().keep_versions());
+        task::spawn(versions::keep_cluster_version(self.handle.clone()));
+        if let Some(interval) = self.settings.downgrade_check {
+            task::spawn(versions::end_downgrades(self.handle.clone(), interval));
+        }
         task::spawn(self.clone().expire_leases());
         if self.settings.lease_checkpoints {
             task::spawn(self.clone().checkpoint_leases());
@@ -122,32 +127,10 @@ impl Duties {
         }
     }
 
-    fn leads(&self) -> bool {
-        let status = self.handle.status();
-        status.leader == status.member && status.leader != MemberId(0)
-    }
-
-    async fn keep_versions(self) {
-        while !self.handle.stopping() {
-            let unknown = self.handle.published().cluster_version().is_none();
-            if unknown && self.leads() {
-                let ver = self.settings.cluster_version.clone();
-                let request = Request::ClusterVersionSet(ClusterVersionSetRequest { ver });
-                if let Err(error) = self.handle.propose(Identity::default(), request).await {
-                    tracing::warn!(?error, "failed to set the cluster version");
-                    tokio::time::sleep(RETRY_PAUSE).await;
-                }
-            } else {
-                let pause = if unknown { RETRY_PAUSE } else { VERSION_LOOK };
-                tokio::time::sleep(pause).await;
-            }
-        }
-    }
-
     async fn expire_leases(self) {
         while !self.handle.stopping() {
             tokio::time::sleep(LEASE_LOOK).await;
-            if self.leads() {
+            if leads(&self.handle) {
                 self.revoke_expired().await;
             }
         }

@@ -7,7 +7,7 @@
 use super::Settings;
 use crate::{
     base::log::Json,
-    cluster::{MemberChange, Membership, Version},
+    cluster::{MemberChange, Membership, SERVER_VERSION, Version},
 };
 
 /// A cluster version was agreed on.
@@ -32,6 +32,17 @@ pub(super) fn cluster_version(settings: &Settings, before: Option<Version>, vers
         "cluster-version" = %version.cluster_text(),
         "enabled capabilities for version"
     );
+}
+
+/// The storage has the cluster's version; during a downgrade that is what operators wait for.
+pub(super) fn ready_to_downgrade(membership: &Membership) {
+    if let Some(downgrade) = membership.downgrade().filter(|downgrade| downgrade.enabled) {
+        tracing::info!(
+            "target-version" = downgrade.target_version,
+            "server-version" = %SERVER_VERSION,
+            "The server is ready to downgrade"
+        );
+    }
 }
 
 /// A change of the membership.

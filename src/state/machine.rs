@@ -321,15 +321,16 @@ impl Machine {
         log::cluster_version(&self.settings, self.membership.version(), version);
         Arc::make_mut(&mut self.membership).set_version(version, &mut self.writes);
         self.gauges.show(&self.membership);
-        if version != CLUSTER_VERSION_MIN && self.storage_version < Some(version) {
+        if version != CLUSTER_VERSION_MIN && self.storage_version != Some(version.without_patch()) {
             self.set_storage_version(version.without_patch());
+            log::ready_to_downgrade(&self.membership);
         }
         Ok(Answer::Done)
     }
 
-    /// Records the version of the storage schema. It follows the cluster version up by itself;
-    /// down it goes when the member has made sure that its log needs nothing newer.
-    pub fn set_storage_version(&mut self, version: Version) {
+    /// Records the version of the storage schema, which follows the cluster version: up, and down as
+    /// well, because no entry of this release's log needs a newer release than the one before.
+    fn set_storage_version(&mut self, version: Version) {
         tracing::info!("new-storage-version" = %version, "updated storage version");
         self.storage_version = Some(version);
         self.writes.push(TableWrite {
