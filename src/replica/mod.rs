@@ -40,6 +40,8 @@ pub mod remote;
 mod replica_thread;
 mod shared;
 mod snapshot;
+#[cfg(test)]
+mod snapshot_tests;
 
 pub use apply_thread::ApplyThread;
 pub use assemble::{Assembled, Ingredients, Settings, assemble};

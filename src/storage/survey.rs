@@ -18,7 +18,7 @@ use heed::{Env, EnvFlags, EnvOpenOptions, RoTxn, WithoutTls, types::Bytes as Raw
 
 use super::{
     backend::Backend,
-    environment::{Environment, Tree},
+    environment::{DATA_FILE, Environment, Tree},
     error::BackendError,
     keys,
     records::{self, RowRef},
@@ -46,7 +46,8 @@ impl Backend {
         let environment = self.environment();
         let pin = environment.env.clone().static_read_txn();
         let pin = pin.map_err(|source| environment.failed(source))?;
-        let file = &environment.file;
+        // An environment that was installed has another name than when it was opened.
+        let file = &self.0.options.dir.join(DATA_FILE);
         let length = fs::metadata(file)
             .map_err(|source| BackendError::System { file: file.clone(), source })?
             .len();

@@ -12,8 +12,7 @@ use crate::{
         ClusterId, Command, LogIndex, MemberId, Outcome, Request, RequestId, Revision, RowRevision,
         Term,
     },
-    mvcc::CompactionStep,
-    mvcc::EventBatch,
+    mvcc::{CompactionStep, EventBatch},
     state::{Applied, Machine, Quota, RecoverError, Settings},
     storage::{
         Backend, BackendOptions, FlushBatch, Table, TableWrite, Writer,
