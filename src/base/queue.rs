@@ -187,13 +187,22 @@ impl<T> Receiver<T> {
             }
         }
         state.receiver_sleeps = false;
+        self.move_all(state, batch);
+        Drained::Items
+    }
+
+    /// As [`Receiver::drain`], without sleeping.
+    pub fn take(&mut self, batch: &mut Vec<T>) {
+        self.move_all(self.0.lock(), batch);
+    }
+
+    fn move_all(&self, mut state: MutexGuard<'_, State<T>>, batch: &mut Vec<T>) {
         let was_full = self.0.items_max <= state.items.len();
         batch.extend(state.items.drain(..));
         drop(state);
         if was_full {
             self.0.not_full.notify_all();
         }
-        Drained::Items
     }
 }
 

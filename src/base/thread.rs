@@ -2,7 +2,7 @@
 //!
 //! Decides their names and their priority. Called by `boot`, which owns the list of threads.
 
-use std::{io, thread};
+use std::{io, thread, time::Duration};
 
 /// The scheduling priority of a thread.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,6 +29,12 @@ pub fn together(name: &'static str, others: usize, work: impl Fn() + Sync) {
         }
         work();
     });
+}
+
+/// Sleeps for `time` and, as the kernel likes to join wake-ups, some 50 us more.
+#[expect(clippy::disallowed_methods, reason = "this is where threads sleep")]
+pub fn pause(time: Duration) {
+    thread::sleep(time);
 }
 
 /// Starts a thread; its name, at most 15 bytes, shows in `top -H` and in profiles.

@@ -30,6 +30,7 @@ use super::{
     ApplyThread, Core, Handle, Limits, LogThread, ReplicaThread,
     apply_thread::SnapshotPolicy,
     core::CoreSettings,
+    group_commit::GroupCommit,
     handle::{Parts, QUEUE_PROPOSALS_MAX},
     log_writer::LogWriter,
     replica_thread::{Log, Rounds},
@@ -179,6 +180,7 @@ pub fn assemble(ingredients: Ingredients) -> Assembled {
         transport: transport.clone(),
         snapshots,
         peers: BTreeMap::new(),
+        group_commit: GroupCommit::default(),
     };
     let log_thread = LogThread { inputs: log_inputs, reports: inputs.clone() };
     let apply_thread = ApplyThread {

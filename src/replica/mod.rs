@@ -28,6 +28,7 @@ mod apply_thread;
 mod assemble;
 mod core;
 mod duties;
+mod group_commit;
 mod handle;
 mod leases;
 mod log_thread;

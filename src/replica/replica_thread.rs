@@ -14,7 +14,10 @@ use std::{
 use proto::raftpb::{Message, MessageType};
 
 use crate::{
-    base::queue::{Drained, Receiver, Sender},
+    base::{
+        queue::{Drained, Receiver, Sender},
+        thread,
+    },
     cluster::RequestIds,
     lease::Lessor,
     model::{MemberId, Unavailable},
@@ -25,6 +28,7 @@ use super::{
     Core, Effect, Input,
     apply_thread::ApplyInput,
     core::Leadership,
+    group_commit::{Advice, GroupCommit},
     log_thread::LogHandOver,
     log_writer::{LogError, LogInput, LogWriter},
     metrics,
@@ -54,6 +58,7 @@ pub struct ReplicaThread {
     pub(super) snapshots: SnapshotSender,
     /// The other members and their peer URLs, as the transport knows them.
     pub(super) peers: BTreeMap<MemberId, Vec<String>>,
+    pub(super) group_commit: GroupCommit,
 }
 
 /// Where the log is written.
@@ -105,6 +110,7 @@ impl ReplicaThread {
             if self.inputs.drain(&mut inputs, Some(timeout)) == Drained::Closed {
                 break;
             }
+            self.gather(&mut inputs);
             for input in inputs.drain(..) {
                 self.take_in(input);
             }
@@ -126,6 +132,21 @@ impl ReplicaThread {
             reply.send_now(Err(Unavailable::Stopped));
         }
         Ok(())
+    }
+
+    /// Lets proposals wait for others to share a write with, if that is worth it. With other
+    /// members, sending comes first.
+    fn gather(&mut self, inputs: &mut Vec<Input>) {
+        let only_proposals = inputs.iter().all(|input| matches!(input, Input::Propose(_)));
+        if inputs.is_empty() || !only_proposals || self.log.here.is_none() {
+            return;
+        }
+        let before = inputs.len();
+        if let Advice::Wait(time) = self.group_commit.advise(before, self.shared.clock.now()) {
+            thread::pause(time);
+            self.inputs.take(inputs);
+            self.group_commit.joined(inputs.len() - before);
+        }
     }
 
     fn take_in(&mut self, input: Input) {
