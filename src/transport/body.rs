@@ -43,7 +43,7 @@ pub(super) async fn next_part(body: &mut Incoming) -> Result<Option<Bytes>, Body
         let frame = match timeout(SILENCE_MAX, body.frame()).await {
             Err(_) => return Err(BodyError::Silence),
             Ok(None) => return Ok(None),
-            Ok(Some(frame)) => frame.map_err(|_| BodyError::Cut)?,
+            Ok(Some(frame)) => frame.map_err(|_cut| BodyError::Cut)?,
         };
         // Anything else is a trailer, which nobody wants.
         if let Ok(bytes) = frame.into_data()

@@ -117,7 +117,7 @@ where
 {
     let (host, port) = address(url).ok_or_else(|| PeerError::Url(url.to_owned()))?;
     let stream = timeout(DIAL_TIMEOUT, TcpStream::connect((host.as_str(), port))).await;
-    let stream = stream.map_err(|_| PeerError::TimedOut)??;
+    let stream = stream.map_err(|_elapsed| PeerError::TimedOut)??;
     let io = TokioIo::new(Socket::new(stream)?);
     let (requests, connection) = http1::Builder::new().handshake(io).await?;
     // Whoever waits for an answer hears of a failure.
@@ -172,18 +172,17 @@ pub(super) async fn check_posted(
         StatusCode::PRECONDITION_FAILED => precondition(&text),
         other => PeerError::Status(other),
     };
-    match &failed {
-        PeerError::IncompatibleVersion => {
-            error!("remote-peer-id" = %peer.id, "request sent was ignored by peer");
-        }
-        PeerError::ClusterIdMismatch => error!(
+    if let PeerError::IncompatibleVersion = failed {
+        error!("remote-peer-id" = %peer.id, "request sent was ignored by peer");
+    } else if let PeerError::ClusterIdMismatch = failed {
+        error!(
             "remote-peer-id" = %peer.id,
             "remote-peer-cluster-id" = remote_cluster,
             "local-member-cluster-id" = %shared.settings.cluster,
             "request sent was ignored due to cluster ID mismatch"
-        ),
-        PeerError::Removed => shared.report_removed(),
-        _ => {}
+        );
+    } else if let PeerError::Removed = failed {
+        shared.report_removed();
     }
     Err(failed)
 }
@@ -211,7 +210,7 @@ pub(super) async fn sentence(answer: Response<Incoming>) -> Result<String, PeerE
     let status = answer.status();
     let body = Limited::new(answer.into_body(), ANSWER_BYTES_MAX).collect();
     let collected = timeout(super::socket::SILENCE_MAX, body).await;
-    let bytes: Bytes = match collected.map_err(|_| PeerError::TimedOut)? {
+    let bytes: Bytes = match collected.map_err(|_elapsed| PeerError::TimedOut)? {
         Ok(collected) => collected.to_bytes(),
         Err(_) => return Err(PeerError::Status(status)),
     };

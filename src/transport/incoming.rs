@@ -10,7 +10,6 @@ use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
 use hyper::body::Incoming;
 use prost::Message as _;
 use proto::raftpb::Message;
-use serde_json::json;
 use tracing::{debug, warn};
 
 use super::{
@@ -19,9 +18,9 @@ use super::{
     metrics,
     outlet::Outlet,
     replies::{
-        Reply, ReplyBody, SERVER_VERSION, content, empty, error, method_not_allowed, of_cluster,
+        Reply, ReplyBody, SERVER_VERSION, closing, empty, error, method_not_allowed, of_cluster,
     },
-    shared::{Refused, Shared},
+    shared::Shared,
     version::{self, MIN_CLUSTER_VERSION},
 };
 use crate::model::MemberId;
@@ -90,18 +89,12 @@ async fn take_message(
         bad_request("error unmarshalling raft message")
     })?;
     metrics::received_bytes(MemberId(message.from())).inc_by(length);
-    shared.receive(message).map_err(|refused| Box::new(forbidden(refused)))
-}
-
-/// The answer to a message that is not for the replica.
-///
-/// Source: etcd `server/etcdserver/api/etcdhttp/types/errors.go`.
-pub(super) fn forbidden(refused: Refused) -> Reply {
-    content(
-        StatusCode::FORBIDDEN,
-        HeaderValue::from_static("application/json"),
-        json!({ "message": refused.text() }).to_string(),
-    )
+    shared.receive(message).map_err(|refused| {
+        warn!("local-member-id" = %local, error = refused.text(), "failed to process Raft message");
+        // Not 403, which the sender would take for its own end.
+        let text = "error processing raft message";
+        Box::new(closing(error(StatusCode::INTERNAL_SERVER_ERROR, text)))
+    })
 }
 
 /// Begins a stream.

@@ -108,6 +108,6 @@ impl Pipeline {
         dial::request(&self.shared, Method::POST, url, "/raft")
             .header("Content-Type", "application/protobuf")
             .body(Full::new(bytes))
-            .map_err(|_| PeerError::Url(url.to_owned()))
+            .map_err(|_invalid| PeerError::Url(url.to_owned()))
     }
 }

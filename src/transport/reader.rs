@@ -166,10 +166,10 @@ impl Reader {
         let request = dial::request(&self.shared, Method::GET, url, &path)
             .header("X-Raft-To", self.peer.id.to_string())
             .body(Empty::new())
-            .map_err(|_| PeerError::Url(url.to_owned()))?;
+            .map_err(|_invalid| PeerError::Url(url.to_owned()))?;
         let mut connection = dial::connect(url).await?;
         let answer = timeout(SILENCE_MAX, connection.requests.send_request(request)).await;
-        let answer = answer.map_err(|_| PeerError::TimedOut)??;
+        let answer = answer.map_err(|_elapsed| PeerError::TimedOut)??;
         if !version::offers_stream(settings.server_version, answer.headers(), self.kind) {
             return Err(PeerError::UnsupportedStream);
         }
@@ -195,22 +195,22 @@ impl Reader {
 
     fn tell_refused(&self, failed: &PeerError, remote_cluster: &str) {
         let settings = &self.shared.settings;
-        match failed {
-            PeerError::IncompatibleVersion => warn!(
+        if let PeerError::IncompatibleVersion = failed {
+            warn!(
                 "local-member-id" = %settings.member,
                 "remote-peer-id" = %self.peer.id,
                 error = %failed,
                 "request sent was ignored by remote peer due to server version incompatibility"
-            ),
-            PeerError::ClusterIdMismatch => warn!(
+            );
+        } else if let PeerError::ClusterIdMismatch = failed {
+            warn!(
                 "remote-peer-id" = %self.peer.id,
                 "remote-peer-cluster-id" = remote_cluster,
                 "local-member-id" = %settings.member,
                 "local-member-cluster-id" = %settings.cluster,
                 error = %failed,
                 "request sent was ignored by remote peer due to cluster ID mismatch"
-            ),
-            _ => {}
+            );
         }
     }
 }

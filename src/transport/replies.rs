@@ -13,7 +13,7 @@ use std::{
 use bytes::Bytes;
 use http::{
     HeaderName, HeaderValue, Response, StatusCode,
-    header::{ALLOW, CONTENT_TYPE, LOCATION, X_CONTENT_TYPE_OPTIONS},
+    header::{ALLOW, CONNECTION, CONTENT_TYPE, LOCATION, X_CONTENT_TYPE_OPTIONS},
 };
 use http_body::{Body, Frame, SizeHint};
 
@@ -114,6 +114,12 @@ pub(super) fn redirect(location: &str, has_body: bool) -> Reply {
         empty(StatusCode::TEMPORARY_REDIRECT)
     };
     reply.headers_mut().insert(LOCATION, value);
+    reply
+}
+
+/// An answer after which the connection ends.
+pub(super) fn closing(mut reply: Reply) -> Reply {
+    reply.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
     reply
 }
 

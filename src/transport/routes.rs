@@ -22,7 +22,7 @@ use super::{
     PeerAnswer, PeerCall,
     body::{BodyError, read_body},
     incoming,
-    replies::{Reply, TEXT, content, error, method_not_allowed, of_cluster, redirect},
+    replies::{Reply, TEXT, closing, content, error, method_not_allowed, of_cluster, redirect},
     shared::Shared,
     snapshot_receiver,
 };
@@ -136,7 +136,9 @@ async fn lease(shared: &Shared, path: &str, body: Incoming) -> Reply {
     match read_body(body, CALL_BYTES_MAX).await {
         Ok(body) if path == "/leases" => ask(shared, PeerCall::Lease(body)).await,
         Ok(body) => ask(shared, PeerCall::LeaseTime(body)).await,
-        Err(BodyError::TooLarge) => error(StatusCode::PAYLOAD_TOO_LARGE, "request body too large"),
+        Err(BodyError::TooLarge) => {
+            closing(error(StatusCode::PAYLOAD_TOO_LARGE, "request body too large"))
+        }
         Err(_) => error(StatusCode::BAD_REQUEST, "error reading body"),
     }
 }

@@ -65,7 +65,7 @@ pub(super) enum Job {
     /// The tasks of a peer.
     Peer(Arc<Peer>),
     /// A snapshot to send.
-    Snapshot(Arc<Peer>, Message, SnapshotBody),
+    Snapshot(Arc<Peer>, Box<Message>, SnapshotBody),
 }
 
 /// Why a message of a peer is not for the replica.
@@ -165,7 +165,7 @@ impl Shared {
         let peer = registry.members.get(&to).map(Arc::clone);
         match peer {
             Some(peer) if registry.jobs.len() < SNAPSHOTS_WAITING_MAX => {
-                registry.jobs.push(Job::Snapshot(peer, message, body));
+                registry.jobs.push(Job::Snapshot(peer, Box::new(message), body));
                 drop(registry);
                 self.jobs_waiting.notify_one();
             }

@@ -17,7 +17,7 @@ use tracing::{info, warn};
 use super::{
     body::next_part,
     codec::decode_whole,
-    incoming::{check_compatible, forbidden, learn_of_sender},
+    incoming::{check_compatible, learn_of_sender},
     metrics,
     replies::{Reply, empty, error, method_not_allowed, of_cluster},
     shared::{Refused, Shared},
@@ -100,7 +100,7 @@ async fn take(
         return Err(Box::new(error(StatusCode::BAD_REQUEST, "wrong raft message type")));
     };
     // What would be refused afterwards is refused before it takes room on the disk.
-    check_addressed(shared, &message).map_err(|refused| Box::new(forbidden(refused)))?;
+    check_addressed(shared, &message).map_err(|refused| not_for_us(&from, refused))?;
     let in_flight = metrics::SNAPSHOT_RECEIVE_INFLIGHTS.with_label_values(&[&from]);
     in_flight.inc();
     info!(
@@ -136,10 +136,16 @@ async fn take(
         "download-took" = %Took(took),
         "received and saved database snapshot"
     );
-    shared.receive(message).map_err(|refused| Box::new(forbidden(refused)))?;
+    shared.receive(message).map_err(|refused| not_for_us(&from, refused))?;
     metrics::SNAPSHOT_RECEIVE.with_label_values(&[&from]).inc();
     metrics::SNAPSHOT_RECEIVE_SECONDS.with_label_values(&[&from]).observe(took.as_secs_f64());
     Ok(())
+}
+
+fn not_for_us(from: &str, refused: Refused) -> Box<Reply> {
+    failed(from);
+    let text = format!("failed to process raft message ({})", refused.text());
+    Box::new(error(StatusCode::INTERNAL_SERVER_ERROR, &text))
 }
 
 /// The message at the start of `body`. What came of the database stays in `input`.
@@ -185,7 +191,8 @@ async fn save(
     mut body: Incoming,
     input: BytesMut,
 ) -> Result<u64, String> {
-    let spool = Spool::start(shared.local().snapshot_path(index)).map_err(|e| e.to_string())?;
+    let spool =
+        Spool::start(shared.local().snapshot_path(index)).map_err(|error| error.to_string())?;
     if !input.is_empty() {
         spool.write(input.freeze()).await;
     }

@@ -46,7 +46,7 @@ struct Parts {
 pub(super) async fn send(
     shared: Arc<Shared>,
     peer: Arc<Peer>,
-    message: Message,
+    message: Box<Message>,
     database: SnapshotBody,
 ) {
     let started = shared.clock.now();
@@ -123,7 +123,7 @@ async fn post_at(
     let request = dial::request(shared, Method::POST, url, "/raft/snapshot")
         .header("Content-Type", "application/octet-stream")
         .body(Parts::new(message, database))
-        .map_err(|_| PeerError::Url(url.to_owned()))?;
+        .map_err(|_invalid| PeerError::Url(url.to_owned()))?;
     let mut connection = dial::connect(url).await?;
     let answer = connection.requests.send_request(request).await?;
     check_posted(shared, peer, answer).await

@@ -1,4 +1,5 @@
 //! Services that talk to each other over the loopback.
 
+mod endpoints;
 mod fake;
 mod talk;
