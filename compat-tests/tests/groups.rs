@@ -101,3 +101,86 @@ fn members_of_ours_join_ours_and_leave() {
 fn official_members_join_official_etcd_and_leave() {
     grow_and_shrink(OFFICIAL, OFFICIAL);
 }
+
+/// What etcdctl says about a refusal, without the names of endpoints and ids.
+fn refusal(group: &Group, position: usize, arguments: &[&str]) -> String {
+    let output = group.try_ctl_at(position, arguments).unwrap();
+    let errors = String::from_utf8(output.stderr).unwrap();
+    let error = errors.lines().find(|line| line.starts_with("Error: ")).unwrap_or("no error");
+    format!("{arguments:?}: {error}")
+}
+
+/// Every refusal of the cluster service that needs a cluster.
+fn refusals(kinds: [Kind; 3]) -> Option<Vec<String>> {
+    let mut group = Group::start(&kinds, &[]).unwrap()?;
+    let mut seen = Vec::new();
+    let leader = group.leader().unwrap();
+    let (follower, other) = ((leader + 1) % 3, (leader + 2) % 3);
+    let taken = format!("--peer-urls={}", group.members()[follower].peer_url());
+    let id = |group: &Group, position| format!("{:x}", group.status(position).unwrap().member);
+    let (leader_id, follower_id, other_id) =
+        (id(&group, leader), id(&group, follower), id(&group, other));
+    until("the group counts as healthy", || {
+        Ok(!refusal(&group, follower, &["member", "add", "x", &taken]).contains("unhealthy"))
+    })
+    .unwrap();
+    let mut ask = |group: &Group, position: usize, arguments: &[&str]| {
+        let told = refusal(group, position, arguments);
+        let told = told.replace(&leader_id, "LEADER").replace(&follower_id, "FOLLOWER");
+        seen.push(told.replace(&other_id, "OTHER").replace(&taken, "TAKEN"));
+    };
+    ask(&group, follower, &["member", "add", "x", &taken]);
+    ask(&group, follower, &["member", "add", "x", "--peer-urls=http://a:1/path"]);
+    ask(&group, leader, &["member", "remove", "1234"]);
+    ask(&group, follower, &["member", "promote", "1234"]);
+    ask(&group, leader, &["member", "promote", "1234"]);
+    ask(&group, follower, &["member", "promote", &leader_id]);
+    ask(&group, leader, &["member", "promote", &leader_id]);
+    ask(&group, leader, &["member", "update", "1234", "--peer-urls=http://127.0.0.1:1"]);
+    ask(&group, leader, &["member", "update", &other_id, &taken]);
+    ask(&group, follower, &["downgrade", "enable", "3.5"]);
+    ask(&group, leader, &["downgrade", "validate", "x"]);
+    // A learner that never started.
+    group
+        .ctl_at(follower, &["member", "add", "l", "--learner", "--peer-urls=http://127.0.0.1:1"])
+        .unwrap();
+    let two = ["member", "add", "k", "--learner", "--peer-urls=http://127.0.0.1:2"];
+    ask(&group, leader, &two);
+    let members: serde_json::Value =
+        serde_json::from_str(&group.ctl(&["member", "list", "-w", "json"]).unwrap()).unwrap();
+    let learner = members["members"].as_array().unwrap().iter();
+    let learner = learner.clone().find(|member| member["isLearner"] == true).unwrap();
+    let learner = format!("{:x}", learner["ID"].as_u64().unwrap());
+    for (position, arguments) in [
+        (leader, ["member", "promote", &learner].as_slice()),
+        (follower, &["member", "promote", &learner]),
+        (leader, &["move-leader", &learner]),
+        (leader, &["move-leader", "1234"]),
+    ] {
+        seen.push(refusal(&group, position, arguments).replace(&learner, "LEARNER"));
+    }
+    group.ctl_at(leader, &["member", "remove", &learner]).unwrap();
+    // With one of three down, nobody else may go, and no voter may come.
+    group.member(other).kill();
+    let voter = ["member", "add", "v", "--peer-urls=http://127.0.0.1:3"];
+    until("the loss is noticed", || {
+        Ok(refusal(&group, leader, &["member", "remove", &follower_id]).contains("unhealthy"))
+    })
+    .unwrap();
+    seen.push(refusal(&group, leader, &voter));
+    seen.push(
+        refusal(&group, leader, &["member", "remove", &other_id]).replace(&other_id, "OTHER"),
+    );
+    group.member(follower).kill();
+    seen.push(refusal(&group, leader, &["get", "a"]));
+    seen.push(refusal(&group, leader, &["member", "list"]));
+    Some(seen)
+}
+
+#[test]
+fn refusals_of_the_cluster_service_are_etcd_s() {
+    let Some(official) = refusals([OFFICIAL; 3]) else { return };
+    let ours = refusals([OURS; 3]).unwrap();
+    assert_eq!(ours, official, "ours on the left");
+    assert_eq!(refusals([OURS, OFFICIAL, OURS]).unwrap(), official, "mixed on the left");
+}
