@@ -5,6 +5,8 @@
 //! etcdctl, as operators do. Every wait has a limit and looks at a condition.
 
 use std::{
+    io::{Read, Write},
+    net::TcpStream,
     process::{Command, Output},
     thread,
     time::{Duration, Instant},
@@ -49,6 +51,21 @@ pub struct Status {
     pub version: String,
     /// The version of its storage.
     pub storage_version: String,
+}
+
+/// An answer on a peer URL.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PeerAnswer {
+    /// The HTTP status.
+    pub status: u16,
+    /// The type of the body, in lower case as all headers here.
+    pub content_type: String,
+    /// The cluster's id, if it was told.
+    pub cluster: String,
+    /// The allowed methods, if they were told.
+    pub allow: String,
+    /// The body.
+    pub body: Vec<u8>,
 }
 
 impl Group {
@@ -145,6 +162,47 @@ impl Group {
         ctl(&self.members[position].endpoint(), arguments)
     }
 
+    /// Sends one HTTP request to a member's peer URL.
+    ///
+    /// # Errors
+    /// If there is no answer.
+    pub fn ask_peer(
+        &self,
+        position: usize,
+        method: &str,
+        path: &str,
+        body: &[u8],
+    ) -> anyhow::Result<PeerAnswer> {
+        let url = self.members[position].peer_url();
+        let address = url.strip_prefix("http://").context("peers are reached over TCP")?;
+        let mut stream = TcpStream::connect(address)?;
+        let length = body.len();
+        write!(
+            stream,
+            "{method} {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\
+             Content-Length: {length}\r\n\r\n"
+        )?;
+        stream.write_all(body)?;
+        let mut answer = Vec::new();
+        stream.read_to_end(&mut answer)?;
+        let end = answer.windows(4).position(|four| four == b"\r\n\r\n");
+        let end = end.context("an answer has a head")?;
+        let head = String::from_utf8(answer[..end].to_vec())?.to_ascii_lowercase();
+        let status = head.split(' ').nth(1).context("an answer has a status")?.parse()?;
+        let field = |name: &str| {
+            let mut lines = head.lines();
+            let value = lines.find_map(|line| line.strip_prefix(name)?.strip_prefix(": "));
+            value.unwrap_or_default().to_owned()
+        };
+        Ok(PeerAnswer {
+            status,
+            content_type: field("content-type"),
+            cluster: field("x-etcd-cluster-id"),
+            allow: field("allow"),
+            body: answer[end + 4..].to_vec(),
+        })
+    }
+
     /// What the member at `position` says of itself.
     ///
     /// # Errors
@@ -196,10 +254,10 @@ impl Group {
         until("members have the same hash", || {
             hashes.clear();
             for position in &running {
-                let json = self.ctl_at(*position, &["endpoint", "hashkv", "-w", "json"])?;
-                let json: Value = serde_json::from_str(&json)?;
-                let hash = &json[0]["HashKV"];
-                hashes.push((hash["hash"].clone(), hash["hash_revision"].clone()));
+                // Learners hash for peers only.
+                let answer = self.ask_peer(*position, "GET", "/members/hashkv", b"{}")?;
+                let json: Value = serde_json::from_slice(&answer.body)?;
+                hashes.push((json["hash"].clone(), json["hash_revision"].clone()));
             }
             Ok(hashes.windows(2).all(|pair| pair[0] == pair[1]))
         })

@@ -184,3 +184,123 @@ fn refusals_of_the_cluster_service_are_etcd_s() {
     assert_eq!(ours, official, "ours on the left");
     assert_eq!(refusals([OURS, OFFICIAL, OURS]).unwrap(), official, "mixed on the left");
 }
+
+/// Loses all members but one, and goes on with that one alone.
+fn force_new(position: usize, learner: bool) {
+    let Some(mut group) = Group::start(&[OURS; 3], &[]).unwrap() else { return };
+    let position = if learner {
+        let added = group.add(OURS, &["--learner"]).unwrap();
+        group.resume().unwrap();
+        added
+    } else {
+        position
+    };
+    group.ctl_at(0, &["put", "a", "1"]).unwrap();
+    group.agree().unwrap();
+    let before = group.status(position).unwrap().member;
+    for lost in 0..group.members().len() {
+        group.member(lost).kill();
+    }
+    for flags in [["--force-new-cluster"].as_slice(), &[]] {
+        group.member(position).set_flags(flags);
+        group.member(position).resume().unwrap();
+        let list = group.ctl_at(position, &["member", "list"]).unwrap();
+        assert_eq!(list.lines().count(), 1, "{list}");
+        let status = group.status(position).unwrap();
+        assert_eq!((status.member, status.is_learner), (before, false), "it keeps its id");
+        assert_eq!(group.ctl_at(position, &["get", "a"]).unwrap(), "a\n1\n");
+        group.ctl_at(position, &["put", "b", "2"]).unwrap();
+        group.member(position).kill();
+    }
+}
+
+#[test]
+fn a_voter_goes_on_alone() {
+    force_new(1, false);
+}
+
+#[test]
+fn a_learner_goes_on_alone() {
+    force_new(0, true);
+}
+
+/// The answers of one member to everything but raft's messages, with its own id and times taken
+/// out.
+fn peer_answers(kind: Kind) -> Option<Vec<String>> {
+    let group = Group::start(&[kind], &[]).unwrap()?;
+    for key in ["a", "b", "c", "d"] {
+        group.ctl(&["put", key, "x"]).unwrap();
+    }
+    group.ctl(&["compact", "--physical", "3"]).unwrap();
+    let lease = group.ctl(&["lease", "grant", "100"]).unwrap();
+    let lease = u64::from_str_radix(lease.split(' ').nth(1).unwrap(), 16).unwrap();
+    group.ctl(&["put", &format!("--lease={lease:x}"), "leased", "x"]).unwrap();
+    let mut keep_alive = vec![0x08];
+    prost::encoding::encode_varint(lease, &mut keep_alive);
+    let time_to_live = [&[0x0a, u8::try_from(keep_alive.len()).unwrap()], &keep_alive[..]].concat();
+    let mut with_keys = [&keep_alive[..], &[0x10, 0x01]].concat();
+    with_keys.splice(0..0, [0x0a, u8::try_from(with_keys.len()).unwrap()]);
+    let member = group.status(0).unwrap().member;
+    let promote = format!("/members/promote/{member}");
+    let requests: [(&str, &str, &[u8]); 28] = [
+        ("GET", "/members", b""),
+        ("POST", "/members", b""),
+        ("GET", "/members/", b""),
+        ("GET", "/version", b""),
+        ("POST", "/version", b""),
+        ("GET", "/downgrade/enabled", b""),
+        ("POST", "/downgrade/enabled", b""),
+        ("POST", "/members/promote/abc", b""),
+        ("POST", "/members/promote/12", b""),
+        ("GET", "/members/promote/12", b""),
+        ("POST", &promote, b""),
+        ("GET", "/members/hashkv", b"{}"),
+        ("GET", "/members/hashkv", br#"{"revision":4}"#),
+        ("GET", "/members/hashkv", br#"{"revision":3}"#),
+        ("GET", "/members/hashkv", br#"{"revision":2}"#),
+        ("GET", "/members/hashkv", br#"{"revision":99}"#),
+        ("GET", "/members/hashkv", b"x"),
+        ("POST", "/members/hashkv", b"{}"),
+        ("POST", "/leases", &keep_alive),
+        ("POST", "/leases", b"\x08\x05"),
+        ("POST", "/leases", b"\xff\xff"),
+        ("GET", "/leases", b""),
+        ("POST", "/leases/internal", &time_to_live),
+        ("POST", "/leases/internal", &with_keys),
+        ("POST", "/leases/internal", b"\x0a\x02\x08\x05"),
+        ("POST", "/leases/internal", b"\xff\xff"),
+        ("GET", "/health", b""),
+        ("GET", "/", b""),
+    ];
+    let mut seen = Vec::new();
+    for (method, path, body) in requests {
+        let mut answer = group.ask_peer(0, method, path, body).unwrap();
+        if answer.content_type == "application/protobuf" {
+            // The remaining time and the id differ.
+            answer.body.retain(|byte| *byte != 98 && *byte != 99 && *byte != 100);
+            answer.body.truncate(5);
+        }
+        let body = String::from_utf8_lossy(&answer.body);
+        let body = body.replace(&member.to_string(), "MEMBER");
+        let body = body.replace(&group.members()[0].peer_url(), "PEER");
+        let body = body.replace(&group.members()[0].endpoint(), "CLIENT");
+        let path = path.replace(&member.to_string(), "MEMBER");
+        seen.push(format!(
+            "{method} {path}: {} {} {} cluster {}: {body}",
+            answer.status,
+            answer.content_type,
+            answer.allow,
+            !answer.cluster.is_empty(),
+        ));
+    }
+    Some(seen)
+}
+
+#[test]
+fn answers_on_peer_urls_are_etcd_s() {
+    let Some(official) = peer_answers(OFFICIAL) else { return };
+    let ours = peer_answers(OURS).unwrap();
+    for (ours, official) in ours.iter().zip(&official) {
+        assert_eq!(ours, official, "ours on the left");
+    }
+}

@@ -23,7 +23,7 @@ enum Ours {
     Sentence(&'static str),
 }
 
-const FLAGS: [(&[&str], Ours); 35] = [
+const FLAGS: [(&[&str], Ours); 34] = [
     (&["--no-such-flag"], Ours::Same),
     (&["stray"], Ours::Same),
     (&["--listen-client-urls=nonsense"], Ours::Same),
@@ -60,7 +60,6 @@ const FLAGS: [(&[&str], Ours); 35] = [
     (&["--initial-cluster=a=http://127.0.0.1:1", "--discovery-srv=x"], Ours::Same),
     (&["--experimental-initial-corrupt-check=true"], Ours::Same),
     (&["--auto-tls"], Ours::Sentence("--auto-tls is set, but TLS is not available yet")),
-    (&["--force-new-cluster"], Ours::Sentence("is not available yet")),
     (&["--memory-mlock"], Ours::Sentence("is not available yet")),
 ];
 

@@ -42,6 +42,7 @@ use crate::{
 };
 
 mod first_start;
+mod force_new;
 mod local;
 mod long_reads;
 mod member;

@@ -39,7 +39,10 @@ use crate::{
     },
 };
 
-use super::first_start::{self, JoinError};
+use super::{
+    first_start::{self, JoinError},
+    force_new::force_new_cluster,
+};
 
 /// Everything that was on disk, opened.
 #[derive(Debug)]
@@ -180,7 +183,7 @@ pub(super) async fn open(config: &Config, clock: &Clock) -> Result<Opened, Start
     let (log, peers) = if is_new {
         first_start::create_log(config, &wal_options).await?
     } else {
-        (open_log(&wal_options, newest, position)?, Vec::new())
+        (open_log(config, &wal_options, newest, position)?, Vec::new())
     };
     assemble_state(config, clock, log, peers, backend, writer)
 }
@@ -223,6 +226,7 @@ fn newest_snapshot(options: &WalOptions, is_new: bool) -> Result<WalSnapshot, St
 /// The log of a member that has run before, from the newest snapshot that the backend holds: of
 /// the whole log's `newest`, or an older one.
 fn open_log(
+    config: &Config,
     options: &WalOptions,
     newest: WalSnapshot,
     position: LogIndex,
@@ -233,7 +237,12 @@ fn open_log(
         let held = Wal::newest_snapshot(&options.dir, position).map_err(StartError::Wal)?;
         held.unwrap_or_default()
     };
-    let (wal, recovered) = Wal::open(options, &from).map_err(StartError::Wal)?;
+    let (mut wal, mut recovered) = Wal::open(options, &from).map_err(StartError::Wal)?;
+    if config.force_new_cluster {
+        let urls = config.initial_advertise_peer_urls.iter().map(ToString::to_string).collect();
+        force_new_cluster(&mut wal, &mut recovered, position, urls).map_err(StartError::Wal)?;
+        return Ok(Log { wal, recovered });
+    }
     tracing::info!(
         "cluster-id" = %recovered.cluster,
         "local-member-id" = %recovered.member,

@@ -42,7 +42,6 @@ const REFUSED: &[(&str, &str)] = &[
     ("auth-token", "only simple tokens are available yet"),
     ("enable-log-rotation", "log rotation is not available yet; let logrotate or the like do it"),
     ("memory-mlock", "locking memory is not available yet; turn swap off for the process"),
-    ("force-new-cluster", "restarting as a new cluster is not available yet"),
     ("bootstrap-defrag-threshold-megabytes", "reclaiming space at start is not available yet"),
 ];
 
