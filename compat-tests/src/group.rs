@@ -5,7 +5,7 @@
 //! etcdctl, as operators do. Every wait has a limit and looks at a condition.
 
 use std::{
-    io::{Read, Write},
+    io::{BufRead, BufReader, Read, Write},
     net::TcpStream,
     process::{Command, Output},
     thread,
@@ -183,23 +183,27 @@ impl Group {
              Content-Length: {length}\r\n\r\n"
         )?;
         stream.write_all(body)?;
-        let mut answer = Vec::new();
-        stream.read_to_end(&mut answer)?;
-        let end = answer.windows(4).position(|four| four == b"\r\n\r\n");
-        let end = end.context("an answer has a head")?;
-        let head = String::from_utf8(answer[..end].to_vec())?.to_ascii_lowercase();
+        let mut stream = BufReader::new(stream);
+        let mut head = String::new();
+        while !head.ends_with("\r\n\r\n") {
+            ensure!(0 < stream.read_line(&mut head)?, "no answer");
+        }
+        let head = head.to_ascii_lowercase();
         let status = head.split(' ').nth(1).context("an answer has a status")?.parse()?;
         let field = |name: &str| {
             let mut lines = head.lines();
             let value = lines.find_map(|line| line.strip_prefix(name)?.strip_prefix(": "));
             value.unwrap_or_default().to_owned()
         };
+        // Not until the end: official etcd keeps some connections open for 5 s.
+        let mut body = vec![0; field("content-length").parse()?];
+        stream.read_exact(&mut body)?;
         Ok(PeerAnswer {
             status,
             content_type: field("content-type"),
             cluster: field("x-etcd-cluster-id"),
             allow: field("allow"),
-            body: answer[end + 4..].to_vec(),
+            body,
         })
     }
 

@@ -254,7 +254,7 @@ fn peer_answers(kind: Kind) -> Option<Vec<String>> {
         ("POST", "/members/promote/12", b""),
         ("GET", "/members/promote/12", b""),
         ("POST", &promote, b""),
-        ("GET", "/members/hashkv", b"{}"),
+        ("GET", "/members/hashkv", br#"{"revision":5}"#),
         ("GET", "/members/hashkv", br#"{"revision":4}"#),
         ("GET", "/members/hashkv", br#"{"revision":3}"#),
         ("GET", "/members/hashkv", br#"{"revision":2}"#),
@@ -276,9 +276,8 @@ fn peer_answers(kind: Kind) -> Option<Vec<String>> {
     for (method, path, body) in requests {
         let mut answer = group.ask_peer(0, method, path, body).unwrap();
         if answer.content_type == "application/protobuf" {
-            // The remaining time and the id differ.
-            answer.body.retain(|byte| *byte != 98 && *byte != 99 && *byte != 100);
-            answer.body.truncate(5);
+            // Times and ids differ, even in length; unit tests know the bytes.
+            answer.body.truncate(1);
         }
         let body = String::from_utf8_lossy(&answer.body);
         let body = body.replace(&member.to_string(), "MEMBER");
