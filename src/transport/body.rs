@@ -3,14 +3,24 @@
 //! Decides that they are read as they come, up to a limit, and that a sender that stops sending is
 //! given up. Used by everything that takes a body.
 
-use std::fmt;
+use std::{fmt, time::Duration};
 
 use bytes::{Bytes, BytesMut};
 use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
-use tokio::time::timeout;
+use tokio::{sync::Semaphore, time::timeout};
 
 use super::socket::SILENCE_MAX;
+
+/// A body that is larger than this needs a place.
+const LARGE_BYTES: usize = 64 << 10;
+
+/// Large bodies that are read at a time; the others wait, in the sockets. There are more connections
+/// than there is memory for the largest body of each.
+pub(super) const LARGE_BODIES_MAX: usize = 8;
+
+/// A body that has not come in full by then is given up.
+const BODY_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Why a body did not come.
 #[derive(Debug)]
@@ -54,13 +64,31 @@ pub(super) async fn next_part(body: &mut Incoming) -> Result<Option<Bytes>, Body
     }
 }
 
-/// All of `body`, if it has at most `bytes_max` bytes.
+/// All of `body`, if it has at most `bytes_max` bytes. A large one waits until `room` has a place
+/// for it.
 ///
 /// # Errors
 /// - [`BodyError`].
-pub(super) async fn read_body(mut body: Incoming, bytes_max: usize) -> Result<Bytes, BodyError> {
+pub(super) async fn read_body(
+    body: Incoming,
+    bytes_max: usize,
+    room: &Semaphore,
+) -> Result<Bytes, BodyError> {
+    let reading = timeout(BODY_TIMEOUT, read_all(body, bytes_max, room));
+    reading.await.unwrap_or(Err(BodyError::Silence))
+}
+
+async fn read_all(
+    mut body: Incoming,
+    bytes_max: usize,
+    room: &Semaphore,
+) -> Result<Bytes, BodyError> {
     let mut all = BytesMut::new();
+    let mut place = None;
     while let Some(part) = next_part(&mut body).await? {
+        if LARGE_BYTES < all.len() + part.len() && place.is_none() {
+            place = Some(room.acquire().await.map_err(|_closed| BodyError::Cut)?);
+        }
         if bytes_max - all.len() < part.len() {
             return Err(BodyError::TooLarge);
         }

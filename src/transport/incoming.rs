@@ -79,16 +79,18 @@ async fn take_message(
         metrics::received_failures_at(remote).inc();
         Box::new(error(StatusCode::BAD_REQUEST, text))
     };
-    let bytes = read_body(request.into_body(), MESSAGE_BYTES_MAX).await.map_err(|error| {
-        warn!("local-member-id" = %local, %error, "failed to read Raft message");
-        bad_request("error reading raft message")
-    })?;
+    let bytes = read_body(request.into_body(), MESSAGE_BYTES_MAX, &shared.room_for_bodies)
+        .await
+        .map_err(|error| {
+            warn!("local-member-id" = %local, %error, "failed to read Raft message");
+            bad_request("error reading raft message")
+        })?;
     let length = bytes.len() as u64;
     let message = Message::decode(bytes).map_err(|error| {
         warn!("local-member-id" = %local, %error, "failed to unmarshal Raft message");
         bad_request("error unmarshalling raft message")
     })?;
-    metrics::received_bytes(MemberId(message.from())).inc_by(length);
+    shared.count_received(MemberId(message.from()), length);
     shared.receive(message).map_err(|refused| {
         warn!("local-member-id" = %local, error = refused.text(), "failed to process Raft message");
         // Not 403, which the sender would take for its own end.

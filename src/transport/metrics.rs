@@ -8,8 +8,8 @@ use std::{net::SocketAddr, sync::LazyLock};
 
 use crate::{
     base::metrics::{
-        HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, counters, gauges,
-        histograms,
+        Histogram, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, counters,
+        gauges, histograms,
     },
     model::MemberId,
 };
@@ -116,7 +116,7 @@ pub(super) static SNAPSHOT_RECEIVE_SECONDS: LazyLock<HistogramVec> = LazyLock::n
         &["From"],
     )
 });
-pub(super) static ROUND_TRIP_SECONDS: LazyLock<HistogramVec> = LazyLock::new(|| {
+static ROUND_TRIP_SECONDS: LazyLock<HistogramVec> = LazyLock::new(|| {
     histograms(
         "etcd_network_peer_round_trip_time_seconds",
         "Round-Trip-Time histogram between peers",
@@ -167,6 +167,10 @@ pub(super) fn received_bytes(from: MemberId) -> IntCounter {
 
 pub(super) fn sent_failures(to: MemberId) -> IntCounter {
     SENT_FAILURES.with_label_values(&[to.to_string()])
+}
+
+pub(super) fn round_trip_seconds(to: MemberId) -> Histogram {
+    ROUND_TRIP_SECONDS.with_label_values(&[to.to_string()])
 }
 
 /// Of a sender that is known by its address only.

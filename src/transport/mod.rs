@@ -49,6 +49,7 @@ mod reader;
 
 mod dial;
 mod pipeline;
+mod probe;
 mod requests;
 mod snapshot_sender;
 mod socket;

@@ -13,6 +13,7 @@ use http::{Method, StatusCode};
 use http_body_util::{BodyExt as _, Empty};
 use hyper::body::Incoming;
 use prost::Message as _;
+use proto::raftpb::Message;
 use tokio::time::{Instant, sleep_until, timeout};
 use tracing::{debug, info, warn};
 
@@ -20,11 +21,13 @@ use super::{
     codec::{DecodeError, Decoder},
     dial::{self, Connection, PeerError},
     kind::{StreamKind, is_link_heartbeat},
+    metrics,
     peer::Peer,
-    shared::{Shared, count_received},
+    shared::Shared,
     socket::SILENCE_MAX,
     version,
 };
+use crate::{base::metrics::IntCounter, model::MemberId};
 
 /// A peer is not dialled more often than this.
 ///
@@ -34,9 +37,11 @@ const DIAL_INTERVAL: Duration = Duration::from_millis(100);
 /// Receives one stream of one peer.
 #[derive(Debug)]
 pub(super) struct Reader {
-    pub(super) shared: Arc<Shared>,
-    pub(super) peer: Arc<Peer>,
-    pub(super) kind: StreamKind,
+    shared: Arc<Shared>,
+    peer: Arc<Peer>,
+    kind: StreamKind,
+    /// Signs of life have no sender.
+    heartbeat_bytes: IntCounter,
 }
 
 /// Why a stream ended.
@@ -68,6 +73,10 @@ struct Stream {
 }
 
 impl Reader {
+    pub(super) fn new(shared: Arc<Shared>, peer: Arc<Peer>, kind: StreamKind) -> Self {
+        Self { shared, peer, kind, heartbeat_bytes: metrics::received_bytes(MemberId(0)) }
+    }
+
     /// Receives until it is dropped.
     pub(super) async fn run(self) {
         let (local, remote) = (self.shared.settings.member, self.peer.id);
@@ -135,7 +144,7 @@ impl Reader {
     /// Hands on every message that is there in full.
     fn decode(&self, decoder: &mut Decoder, input: &mut BytesMut) -> Result<(), DecodeError> {
         while let Some(message) = decoder.decode(input)? {
-            count_received(&self.peer, message.from(), message.encoded_len());
+            self.count(&message);
             if !is_link_heartbeat(&message)
                 && let Err(refused) = self.shared.receive(message)
             {
@@ -143,6 +152,18 @@ impl Reader {
             }
         }
         Ok(())
+    }
+
+    fn count(&self, message: &Message) {
+        let bytes = message.encoded_len() as u64;
+        // A peer also passes on what others ask of a leader.
+        if message.from() == self.peer.id.0 {
+            self.peer.received_bytes.inc_by(bytes);
+        } else if is_link_heartbeat(message) {
+            self.heartbeat_bytes.inc_by(bytes);
+        } else {
+            self.shared.count_received(MemberId(message.from()), bytes);
+        }
     }
 
     async fn dial(&self) -> Result<Stream, PeerError> {

@@ -97,7 +97,7 @@ async fn call(shared: &Shared, request: Request<Incoming>) -> Reply {
             if !is_of_cluster(&parts.headers, &cluster.to_string()) {
                 return error(StatusCode::PRECONDITION_FAILED, "cluster ID mismatch");
             }
-            match read_body(body, CALL_BYTES_MAX).await {
+            match read_body(body, CALL_BYTES_MAX, &shared.room_for_bodies).await {
                 Ok(body) => ask(shared, PeerCall::HashKv(body)).await,
                 Err(_) => return error(StatusCode::BAD_REQUEST, "error reading body"),
             }
@@ -133,7 +133,7 @@ async fn promote(shared: &Shared, id: &str) -> Reply {
 }
 
 async fn lease(shared: &Shared, path: &str, body: Incoming) -> Reply {
-    match read_body(body, CALL_BYTES_MAX).await {
+    match read_body(body, CALL_BYTES_MAX, &shared.room_for_bodies).await {
         Ok(body) if path == "/leases" => ask(shared, PeerCall::Lease(body)).await,
         Ok(body) => ask(shared, PeerCall::LeaseTime(body)).await,
         Err(BodyError::TooLarge) => {

@@ -30,6 +30,11 @@ pub(super) const CONNECTIONS_MAX: usize = 1024;
 /// The headers of a request.
 const HEAD_BYTES_MAX: usize = 64 << 10;
 
+/// What waits between a connection and its socket, in each direction.
+const BUFFER_BYTES_MAX: usize = 128 << 10;
+
+const _: () = assert!(HEAD_BYTES_MAX <= BUFFER_BYTES_MAX, "a head fits the buffer");
+
 /// How long to wait when the system has no room for another connection.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
@@ -71,6 +76,7 @@ async fn serve(
         .timer(TokioTimer::new())
         .header_read_timeout(SILENCE_MAX)
         .max_header_size(HEAD_BYTES_MAX)
+        .max_buf_size(BUFFER_BYTES_MAX)
         .title_case_headers(true);
     let connection = builder.serve_connection(TokioIo::new(socket), service);
     if let Some(Err(error)) = stop.run_until_cancelled(connection).await {

@@ -13,6 +13,7 @@ use super::{
     kind::StreamKind,
     peer::{Peer, Standing},
     pipeline::Pipeline,
+    probe::Probe,
     reader::Reader,
     server::{self, CONNECTIONS_MAX},
     shared::{Job, Shared},
@@ -129,8 +130,10 @@ fn start_peer(shared: &Arc<Shared>, peer: Arc<Peer>) {
     if peer.standing == Standing::Remote {
         return;
     }
+    let probe = Probe { shared: Arc::clone(shared), peer: Arc::clone(&peer) };
+    until(&peer.over, probe.run());
     for kind in StreamKind::ALL {
-        let reader = Reader { shared: Arc::clone(shared), peer: Arc::clone(&peer), kind };
+        let reader = Reader::new(Arc::clone(shared), Arc::clone(&peer), kind);
         until(&peer.over, reader.run());
     }
 }

@@ -11,15 +11,15 @@ use std::{
 };
 
 use proto::raftpb::Message;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, Semaphore};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
 use super::{
     Local, Settings, SnapshotBody,
+    body::LARGE_BODIES_MAX,
     kind::may_come_from_peer,
     lanes::Full,
-    metrics,
     peer::{Peer, Standing},
 };
 use crate::{
@@ -35,8 +35,16 @@ use crate::{
 /// can reach the port could name any number.
 const REMOTES_MAX: usize = 64;
 
+/// Databases that are received at a time. There is one leader, and a former one perhaps.
+const SNAPSHOTS_RECEIVED_MAX: usize = 4;
+
 /// Snapshots that wait for the service. Raft sends one at a time to each peer.
 const SNAPSHOTS_WAITING_MAX: usize = 64;
+
+/// The name of a sender of snapshots that is not known.
+///
+/// Source: etcd `rafthttp/http.go`, `unknownSnapshotSender`.
+pub(super) const UNKNOWN_SENDER: &str = "UNKNOWN_SNAPSHOT_SENDER";
 
 /// What the handles and the tasks share.
 #[derive(Debug)]
@@ -47,6 +55,10 @@ pub(super) struct Shared {
     pub(super) stop: CancellationToken,
     /// There are jobs.
     pub(super) jobs_waiting: Notify,
+    /// For large bodies.
+    pub(super) room_for_bodies: Semaphore,
+    /// For databases that are received.
+    pub(super) room_for_snapshots: Semaphore,
     local: OnceLock<Arc<dyn Local>>,
     courier: OnceLock<Arc<Courier>>,
     registry: Mutex<Registry>,
@@ -96,6 +108,8 @@ impl Shared {
             clock,
             stop: CancellationToken::new(),
             jobs_waiting: Notify::new(),
+            room_for_bodies: Semaphore::new(LARGE_BODIES_MAX),
+            room_for_snapshots: Semaphore::new(SNAPSHOTS_RECEIVED_MAX),
             local: OnceLock::new(),
             courier: OnceLock::new(),
             registry: Mutex::default(),
@@ -295,6 +309,19 @@ impl Shared {
         Ok(())
     }
 
+    /// Counts what came from `from`, if that is a peer: others could have any number of names.
+    pub(super) fn count_received(&self, from: MemberId, bytes: u64) {
+        if let Some(peer) = self.lock().find(from) {
+            peer.received_bytes.inc_by(bytes);
+        }
+    }
+
+    /// How the metrics name the sender of a snapshot.
+    pub(super) fn sender_label(&self, from: MemberId) -> String {
+        let is_peer = self.lock().find(from).is_some();
+        if is_peer { from.to_string() } else { UNKNOWN_SENDER.to_owned() }
+    }
+
     /// The cluster has no place for this member any more.
     pub(super) fn report_removed(&self) {
         self.local().removed();
@@ -335,14 +362,5 @@ impl Shared {
 impl Registry {
     fn find(&self, id: MemberId) -> Option<&Arc<Peer>> {
         self.members.get(&id).or_else(|| self.remotes.get(&id))
-    }
-}
-
-/// What a message counts for in the metrics.
-pub(super) fn count_received(peer: &Peer, from: u64, bytes: usize) {
-    if from == peer.id.0 {
-        peer.received_bytes.inc_by(bytes as u64);
-    } else {
-        metrics::received_bytes(MemberId(from)).inc_by(bytes as u64);
     }
 }

@@ -20,7 +20,7 @@ use super::{
     incoming::{check_compatible, learn_of_sender},
     metrics,
     replies::{Reply, empty, error, method_not_allowed, of_cluster},
-    shared::{Refused, Shared},
+    shared::{Refused, Shared, UNKNOWN_SENDER},
     snapshot_sender::humane,
     spool::Spool,
 };
@@ -33,9 +33,6 @@ use crate::{
 ///
 /// Source: etcd `rafthttp/http.go`, `snapshotLimitByte`.
 const MESSAGE_BYTES_MAX: u64 = 64 << 20;
-
-/// The sender, before it has named itself.
-const UNKNOWN_SENDER: &str = "UNKNOWN_SNAPSHOT_SENDER";
 
 /// Takes a snapshot.
 pub(super) async fn receive(
@@ -82,13 +79,14 @@ async fn take(
             "failed to decode Raft message"
         );
         metrics::received_failures_at(remote).inc();
-        failed(&from);
+        failed(UNKNOWN_SENDER);
         let text = format!("failed to decode raft message ({reason})");
         Box::new(error(StatusCode::BAD_REQUEST, &text))
     })?;
     let from = MemberId(message.from()).to_string();
     let size = message.encoded_len();
-    metrics::received_bytes(MemberId(message.from())).inc_by(size as u64);
+    let label = shared.sender_label(MemberId(message.from()));
+    shared.count_received(MemberId(message.from()), size as u64);
     let Some(index) = index_of(&message) else {
         warn!(
             "local-member-id" = %local,
@@ -96,12 +94,12 @@ async fn take(
             "message-type" = message.r#type().as_str_name(),
             "unexpected Raft message type"
         );
-        failed(&from);
+        failed(&label);
         return Err(Box::new(error(StatusCode::BAD_REQUEST, "wrong raft message type")));
     };
     // What would be refused afterwards is refused before it takes room on the disk.
-    check_addressed(shared, &message).map_err(|refused| not_for_us(&from, refused))?;
-    let in_flight = metrics::SNAPSHOT_RECEIVE_INFLIGHTS.with_label_values(&[&from]);
+    check_addressed(shared, &message).map_err(|refused| not_for_us(&label, refused))?;
+    let in_flight = metrics::SNAPSHOT_RECEIVE_INFLIGHTS.with_label_values(&[&label]);
     in_flight.inc();
     info!(
         "local-member-id" = %local,
@@ -121,11 +119,11 @@ async fn take(
             error = reason,
             "failed to save incoming database snapshot"
         );
-        failed(&from);
+        failed(&label);
         let text = format!("failed to save KV snapshot ({reason})");
         Box::new(error(StatusCode::INTERNAL_SERVER_ERROR, &text))
     })?;
-    metrics::received_bytes(MemberId(message.from())).inc_by(bytes);
+    shared.count_received(MemberId(message.from()), bytes);
     let took = shared.clock.now().saturating_sub(started);
     info!(
         "local-member-id" = %local,
@@ -136,9 +134,9 @@ async fn take(
         "download-took" = %Took(took),
         "received and saved database snapshot"
     );
-    shared.receive(message).map_err(|refused| not_for_us(&from, refused))?;
-    metrics::SNAPSHOT_RECEIVE.with_label_values(&[&from]).inc();
-    metrics::SNAPSHOT_RECEIVE_SECONDS.with_label_values(&[&from]).observe(took.as_secs_f64());
+    shared.receive(message).map_err(|refused| not_for_us(&label, refused))?;
+    metrics::SNAPSHOT_RECEIVE.with_label_values(&[&label]).inc();
+    metrics::SNAPSHOT_RECEIVE_SECONDS.with_label_values(&[&label]).observe(took.as_secs_f64());
     Ok(())
 }
 
@@ -191,6 +189,7 @@ async fn save(
     mut body: Incoming,
     input: BytesMut,
 ) -> Result<u64, String> {
+    let _place = shared.room_for_snapshots.try_acquire().map_err(|error| error.to_string())?;
     let spool =
         Spool::start(shared.local().snapshot_path(index)).map_err(|error| error.to_string())?;
     if !input.is_empty() {

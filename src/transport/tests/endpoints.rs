@@ -216,7 +216,7 @@ fn messages_that_are_none_or_for_others_are_refused() {
     for (body, heard) in [(b"\x08\x08\x10\x01\x18\x06", 1), (b"\x08\x13\x10\x01\x18\x06", 1)] {
         let answer = ask(&one, "POST /raft", &credentials(&[]), body);
         assert_eq!((answer.status, answer.body.as_str()), (204, ""));
-        one.ears.until("a look", |ears| Some(assert_eq!(ears.messages.len(), heard)));
+        assert_eq!(one.ears.until("a look", |ears| Some(ears.messages.len())), heard);
     }
 }
 
