@@ -11,6 +11,8 @@
 //! Deliberately absent: undoing renames and lengths; journalling file systems keep both in order
 //! once the directory or the file was synced, and callers sync before they depend on them.
 
+mod memory;
+
 use std::{
     collections::HashSet,
     fs, io,
@@ -34,12 +36,21 @@ pub struct Disk(Source);
 enum Source {
     System,
     Faulty(Arc<Mutex<Faults>>),
+    /// Faulty, too.
+    Memory(memory::Files, Arc<Mutex<Faults>>),
+}
+
+/// Where a file's bytes are. Cloning shares them.
+#[derive(Clone, Debug)]
+enum Inner {
+    System(Arc<fs::File>),
+    Memory(memory::Content),
 }
 
 /// A file that is open for reading and writing.
 #[derive(Debug)]
 pub struct File {
-    inner: Arc<fs::File>,
+    inner: Inner,
     path: PathBuf,
     disk: Disk,
 }
@@ -58,7 +69,7 @@ struct Faults {
 
 #[derive(Debug)]
 struct Undo {
-    file: Arc<fs::File>,
+    file: Inner,
     offset: u64,
     before: Vec<u8>,
 }
@@ -74,6 +85,22 @@ impl Disk {
     #[must_use]
     pub fn faulty() -> Self {
         Self(Source::Faulty(Arc::default()))
+    }
+
+    /// An empty disk in memory, with faults to be injected.
+    #[must_use]
+    pub fn memory() -> Self {
+        Self(Source::Memory(memory::Files::default(), Arc::default()))
+    }
+
+    /// The same files after a crash, or a restart: everything that is there counts as durable.
+    #[must_use]
+    pub fn restarted(&self) -> Self {
+        Self(match &self.0 {
+            Source::System => Source::System,
+            Source::Faulty(_) => Source::Faulty(Arc::default()),
+            Source::Memory(files, _) => Source::Memory(files.clone(), Arc::default()),
+        })
     }
 
     /// Lets `writes` more writes succeed; of the one after, `short_bytes` bytes arrive, less what
@@ -108,7 +135,9 @@ impl Disk {
     fn faults(&self) -> Option<MutexGuard<'_, Faults>> {
         match &self.0 {
             Source::System => None,
-            Source::Faulty(faults) => Some(faults.lock().unwrap_or_else(PoisonError::into_inner)),
+            Source::Faulty(faults) | Source::Memory(_, faults) => {
+                Some(faults.lock().unwrap_or_else(PoisonError::into_inner))
+            }
         }
     }
 
@@ -125,9 +154,12 @@ impl Disk {
     /// Those of the system.
     pub fn create(&self, path: &Path) -> io::Result<File> {
         self.alive()?;
+        if let Source::Memory(files, _) = &self.0 {
+            return Ok(self.file(Inner::Memory(files.create(path)?), path));
+        }
         let mut options = fs::OpenOptions::new();
         options.read(true).write(true).create(true).truncate(true).mode(0o600);
-        self.file(&options, path)
+        Ok(self.file(Inner::System(Arc::new(options.open(path)?)), path))
     }
 
     /// Opens an existing file for reading and writing.
@@ -136,12 +168,25 @@ impl Disk {
     /// Those of the system.
     pub fn open(&self, path: &Path) -> io::Result<File> {
         self.alive()?;
-        self.file(fs::OpenOptions::new().read(true).write(true), path)
+        let inner = if let Source::Memory(files, _) = &self.0 {
+            Inner::Memory(files.open(path)?)
+        } else {
+            Inner::System(Arc::new(fs::OpenOptions::new().read(true).write(true).open(path)?))
+        };
+        Ok(self.file(inner, path))
     }
 
-    fn file(&self, options: &fs::OpenOptions, path: &Path) -> io::Result<File> {
-        let inner = Arc::new(options.open(path)?);
-        Ok(File { inner, path: path.to_owned(), disk: self.clone() })
+    fn file(&self, inner: Inner, path: &Path) -> File {
+        File { inner, path: path.to_owned(), disk: self.clone() }
+    }
+
+    /// Whether there is a file or directory of this name.
+    #[must_use]
+    pub fn exists(&self, path: &Path) -> bool {
+        match &self.0 {
+            Source::System | Source::Faulty(_) => path.exists(),
+            Source::Memory(files, _) => files.exists(path),
+        }
     }
 
     /// Creates the directory `path`, and its parents, for their owner only.
@@ -150,6 +195,10 @@ impl Disk {
     /// Those of the system.
     pub fn create_directory(&self, path: &Path) -> io::Result<()> {
         self.alive()?;
+        if let Source::Memory(files, _) = &self.0 {
+            files.create_directory(path);
+            return Ok(());
+        }
         fs::DirBuilder::new().mode(0o700).recursive(true).create(path)
     }
 
@@ -159,7 +208,10 @@ impl Disk {
     /// Those of the system.
     pub fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
         self.alive()?;
-        fs::rename(from, to)
+        match &self.0 {
+            Source::System | Source::Faulty(_) => fs::rename(from, to),
+            Source::Memory(files, _) => files.rename(from, to),
+        }
     }
 
     /// Removes a file.
@@ -168,7 +220,10 @@ impl Disk {
     /// Those of the system.
     pub fn remove(&self, path: &Path) -> io::Result<()> {
         self.alive()?;
-        fs::remove_file(path)
+        match &self.0 {
+            Source::System | Source::Faulty(_) => fs::remove_file(path),
+            Source::Memory(files, _) => files.remove(path),
+        }
     }
 
     /// Makes the names in a directory durable.
@@ -177,6 +232,9 @@ impl Disk {
     /// Those of the system.
     pub fn sync_directory(&self, path: &Path) -> io::Result<()> {
         self.alive()?;
+        if let Source::Memory(..) = self.0 {
+            return Ok(());
+        }
         // The parent of a bare name is the empty path.
         let path = if path == Path::new("") { Path::new(".") } else { path };
         fs::File::open(path)?.sync_all()
@@ -187,6 +245,9 @@ impl Disk {
     /// # Errors
     /// Those of the system.
     pub fn list(&self, path: &Path) -> io::Result<Vec<String>> {
+        if let Source::Memory(files, _) = &self.0 {
+            return files.list(path);
+        }
         let names = fs::read_dir(path)?
             .map(|entry| entry.map(|entry| entry.file_name().to_string_lossy().into_owned()));
         let mut names = names.collect::<io::Result<Vec<_>>>()?;
@@ -199,6 +260,9 @@ impl Disk {
     /// # Errors
     /// Those of the system.
     pub fn read(&self, path: &Path) -> io::Result<Vec<u8>> {
+        if let Source::Memory(files, _) = &self.0 {
+            return Ok(memory::bytes(&files.open(path)?).clone());
+        }
         fs::read(path)
     }
 
@@ -230,7 +294,7 @@ impl File {
     /// Those of the system; part of the bytes may have arrived.
     pub fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
         let arriving = self.before_write(bytes.len(), offset)?;
-        self.inner.write_all_at(&bytes[..arriving.unwrap_or(bytes.len())], offset)?;
+        self.inner.write_at(&bytes[..arriving.unwrap_or(bytes.len())], offset)?;
         match arriving {
             None => Ok(()),
             Some(_) => Err(injected()),
@@ -246,7 +310,10 @@ impl File {
         if let Some(mut faults) = self.disk.faults() {
             faults.sync(&self.inner)?;
         }
-        self.inner.sync_data()
+        match &self.inner {
+            Inner::System(file) => file.sync_data(),
+            Inner::Memory(_) => Ok(()),
+        }
     }
 
     /// Cuts or extends the file.
@@ -255,7 +322,13 @@ impl File {
     /// Those of the system.
     pub fn set_len(&self, bytes: u64) -> io::Result<()> {
         self.disk.alive()?;
-        self.inner.set_len(bytes)
+        match &self.inner {
+            Inner::System(file) => file.set_len(bytes),
+            Inner::Memory(content) => {
+                memory::bytes(content).resize(memory::position(bytes), 0);
+                Ok(())
+            }
+        }
     }
 
     /// Reserves room for `bytes` bytes and extends the file to them, with zeros.
@@ -264,18 +337,15 @@ impl File {
     /// Those of the system, for example that there is no room.
     pub fn allocate(&self, bytes: u64) -> io::Result<()> {
         self.disk.alive()?;
-        match rustix::fs::fallocate(&*self.inner, FallocateFlags::empty(), 0, bytes) {
-            Ok(()) => Ok(()),
-            // File systems without extents: the zeros come as a hole.
-            Err(rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::NOSYS) => {
-                if self.len()? < bytes {
-                    self.set_len(bytes)
-                } else {
-                    Ok(())
-                }
+        if let Inner::System(file) = &self.inner {
+            match rustix::fs::fallocate(&**file, FallocateFlags::empty(), 0, bytes) {
+                Ok(()) => return Ok(()),
+                // File systems without extents: the zeros come as a hole.
+                Err(rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::NOSYS) => {}
+                Err(error) => return Err(error.into()),
             }
-            Err(error) => Err(error.into()),
         }
+        if self.len()? < bytes { self.set_len(bytes) } else { Ok(()) }
     }
 
     /// The length in bytes.
@@ -283,7 +353,12 @@ impl File {
     /// # Errors
     /// Those of the system.
     pub fn len(&self) -> io::Result<u64> {
-        Ok(self.inner.metadata()?.len())
+        match &self.inner {
+            Inner::System(file) => Ok(file.metadata()?.len()),
+            Inner::Memory(content) => {
+                Ok(u64::try_from(memory::bytes(content).len()).expect("lengths fit"))
+            }
+        }
     }
 
     /// Whether the file has no bytes.
@@ -299,7 +374,8 @@ impl File {
     /// # Errors
     /// Those of the system.
     pub fn try_lock(&self) -> io::Result<bool> {
-        match self.inner.try_lock() {
+        let Inner::System(file) = &self.inner else { return Ok(true) };
+        match file.try_lock() {
             Ok(()) => Ok(true),
             Err(fs::TryLockError::WouldBlock) => Ok(false),
             Err(fs::TryLockError::Error(error)) => Err(error),
@@ -311,10 +387,50 @@ impl File {
         let Some(mut faults) = self.disk.faults() else { return Ok(None) };
         let arriving = faults.write(bytes)?.map(|short| whole_sectors(short, offset));
         let mut before = vec![0; arriving.unwrap_or(bytes)];
-        read_or_zero(&self.inner, &mut before, offset)?;
-        faults.unsynced.push(Undo { file: Arc::clone(&self.inner), offset, before });
+        self.inner.read_or_zero(&mut before, offset)?;
+        faults.unsynced.push(Undo { file: self.inner.clone(), offset, before });
         drop(faults);
         Ok(arriving)
+    }
+}
+
+impl Inner {
+    /// Tells files apart.
+    fn address(&self) -> usize {
+        match self {
+            Self::System(file) => Arc::as_ptr(file).addr(),
+            Self::Memory(content) => Arc::as_ptr(content).addr(),
+        }
+    }
+
+    fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
+        match self {
+            Self::System(file) => file.write_all_at(bytes, offset),
+            Self::Memory(content) => {
+                memory::write_at(content, bytes, offset);
+                Ok(())
+            }
+        }
+    }
+
+    /// Fills `buffer`; what lies behind the end stays as it is.
+    fn read_or_zero(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
+        let file = match self {
+            Self::System(file) => file,
+            Self::Memory(content) => {
+                memory::read_at(content, buffer, offset);
+                return Ok(());
+            }
+        };
+        let mut done = 0;
+        while done < buffer.len() {
+            let at = offset + u64::try_from(done).expect("a write fits a file");
+            match file.read_at(&mut buffer[done..], at)? {
+                0 => break,
+                read => done += read,
+            }
+        }
+        Ok(())
     }
 }
 
@@ -336,7 +452,7 @@ impl Faults {
         }
     }
 
-    fn sync(&mut self, file: &Arc<fs::File>) -> io::Result<()> {
+    fn sync(&mut self, file: &Inner) -> io::Result<()> {
         if self.dead {
             return Err(injected());
         }
@@ -348,7 +464,7 @@ impl Faults {
             Some(left) => *left -= 1,
             None => {}
         }
-        self.unsynced.retain(|undo| !Arc::ptr_eq(&undo.file, file));
+        self.unsynced.retain(|undo| undo.file.address() != file.address());
         Ok(())
     }
 }
@@ -356,7 +472,7 @@ impl Faults {
 impl Undo {
     /// Brings back some of the sectors. One that keeps a newer write keeps the older ones too.
     fn roll_back(self, settled: &mut HashSet<(usize, u64)>, random: &mut Random) -> io::Result<()> {
-        let file = Arc::as_ptr(&self.file).addr();
+        let file = self.file.address();
         let mut done = 0;
         while done < self.before.len() {
             let offset = self.offset + u64::try_from(done).expect("a write fits a file");
@@ -370,7 +486,7 @@ impl Undo {
             if random.below(2) == 0 {
                 settled.insert((file, offset / SECTOR_BYTES));
             } else {
-                self.file.write_all_at(piece, offset)?;
+                self.file.write_at(piece, offset)?;
             }
         }
         Ok(())
@@ -382,18 +498,6 @@ fn whole_sectors(bytes: usize, offset: u64) -> usize {
     let end = offset + u64::try_from(bytes).expect("a write fits a file");
     let end = end - end % SECTOR_BYTES;
     usize::try_from(end.saturating_sub(offset)).expect("not above bytes")
-}
-
-fn read_or_zero(file: &fs::File, buffer: &mut [u8], offset: u64) -> io::Result<()> {
-    let mut done = 0;
-    while done < buffer.len() {
-        let at = offset + u64::try_from(done).expect("a write fits a file");
-        match file.read_at(&mut buffer[done..], at)? {
-            0 => break,
-            read => done += read,
-        }
-    }
-    Ok(())
 }
 
 fn injected() -> io::Error {
@@ -425,6 +529,45 @@ mod tests {
             kept.insert((bytes[512], bytes[1024]));
         }
         assert_eq!(kept, HashSet::from([(1, 0), (1, 2), (2, 0), (2, 2)]));
+    }
+
+    #[test]
+    fn memory_behaves_like_a_directory() {
+        let disk = Disk::memory();
+        let (dir, moved) = (Path::new("/a/b"), Path::new("/a/c"));
+        assert!(disk.create(&dir.join("file")).is_err(), "there is no directory");
+        disk.create_directory(dir).unwrap();
+        let (path, temporary) = (dir.join("file"), dir.join("file.tmp"));
+        disk.replace(&path, &temporary, b"new").unwrap();
+        disk.rename(dir, moved).unwrap();
+        assert!(disk.list(dir).is_err() && !disk.exists(&path));
+        assert_eq!(disk.list(moved).unwrap(), ["file"]);
+        let file = disk.open(&moved.join("file")).unwrap();
+        file.write_at(b"er", 3).unwrap();
+        file.allocate(7).unwrap();
+        assert_eq!(disk.read(&moved.join("file")).unwrap(), b"newer\0\0");
+        disk.remove(&moved.join("file")).unwrap();
+        assert_eq!(disk.list(moved).unwrap().len(), 0);
+    }
+
+    #[test]
+    fn memory_loses_at_a_crash_what_was_not_synced() {
+        let mut kept = HashSet::new();
+        for seed in 0..16 {
+            let disk = Disk::memory();
+            disk.create_directory(Path::new("/")).unwrap();
+            let path = Path::new("/file");
+            let file = disk.create(path).unwrap();
+            file.write_at(&[1; 512], 0).unwrap();
+            file.sync().unwrap();
+            file.write_at(&[2; 512], 512).unwrap();
+            disk.crash(&mut Random::from_seed(seed)).unwrap();
+            assert!(disk.open(path).is_err(), "the disk is dead");
+            let bytes = disk.restarted().read(path).unwrap();
+            assert_eq!(bytes[..512], [1; 512], "seed {seed}: a synced sector changed");
+            kept.insert(bytes[512]);
+        }
+        assert_eq!(kept, HashSet::from([0, 2]));
     }
 
     #[test]

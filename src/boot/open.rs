@@ -219,7 +219,7 @@ fn newest_snapshot(options: &WalOptions, is_new: bool) -> Result<WalSnapshot, St
     if is_new {
         return Ok(WalSnapshot::default());
     }
-    let newest = Wal::newest_snapshot(&options.dir, LogIndex(u64::MAX)).map_err(StartError::Wal)?;
+    let newest = Wal::newest_snapshot(options, LogIndex(u64::MAX)).map_err(StartError::Wal)?;
     Ok(newest.unwrap_or_default())
 }
 
@@ -234,7 +234,7 @@ fn open_log(
     let from = if newest.index <= position {
         newest
     } else {
-        let held = Wal::newest_snapshot(&options.dir, position).map_err(StartError::Wal)?;
+        let held = Wal::newest_snapshot(options, position).map_err(StartError::Wal)?;
         held.unwrap_or_default()
     };
     let (mut wal, mut recovered) = Wal::open(options, &from).map_err(StartError::Wal)?;

@@ -65,7 +65,7 @@ pub(super) fn empty_directory(disk: &Disk, path: &Path) -> io::Result<()> {
 
 /// Puts the finished directory in its place, durably. One that stands there holds no segment.
 pub(super) fn publish(disk: &Disk, temporary: &Path, dir: &Path) -> io::Result<()> {
-    if dir.exists() {
+    if disk.exists(dir) {
         for name in disk.list(dir)?.iter().filter(|name| name.ends_with(".tmp")) {
             disk.remove(&dir.join(name))?;
         }

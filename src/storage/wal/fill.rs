@@ -49,10 +49,9 @@ impl Fill {
         Self::spawn(from, to, move || Ok(file))
     }
 
-    /// Creates, locks and fills a new file of `bytes` bytes, or only reserves room for it.
-    pub(super) fn create(disk: Disk, path: PathBuf, bytes: u64, zero: bool) -> io::Result<Self> {
-        let from = if zero { 0 } else { bytes };
-        Self::spawn(from, bytes, move || Ok(Arc::new(reserve(&disk, &path, bytes)?)))
+    /// Creates, locks and fills a new file of `bytes` bytes.
+    pub(super) fn create(disk: Disk, path: PathBuf, bytes: u64) -> io::Result<Self> {
+        Self::spawn(0, bytes, move || Ok(Arc::new(reserve(&disk, &path, bytes)?)))
     }
 
     fn spawn(
@@ -137,7 +136,7 @@ mod tests {
         let dir = tempfile::TempDir::new().unwrap();
         let path = dir.path().join("0.tmp");
         let bytes = 3 * u64::try_from(CHUNK_BYTES).unwrap() + 17;
-        let mut fill = Fill::create(Disk::system(), path.clone(), bytes, true).unwrap();
+        let mut fill = Fill::create(Disk::system(), path.clone(), bytes).unwrap();
         fill.make_way(bytes);
         let file = fill.progress.filled.load(Ordering::Acquire);
         assert_eq!(file, u64::MAX, "a filler still runs");

@@ -85,7 +85,8 @@ pub struct WalOptions {
     pub fsync: bool,
     /// When to begin a new segment, in bytes. Default: [`SEGMENT_BYTES`].
     pub segment_bytes: u64,
-    /// Whether segments are filled with zeros in the background, or only reserved. Default: on.
+    /// Whether segments are made and filled with zeros in the background, or only reserved when they
+    /// are needed. Default: on.
     pub zero_fill: bool,
     /// The files' disk.
     pub disk: Disk,
@@ -158,7 +159,11 @@ impl Wal {
     /// Whether `dir` holds a log.
     #[must_use]
     pub fn exists(dir: &Path) -> bool {
-        let names = Disk::system().list(dir).unwrap_or_default();
+        Self::exists_on(&Disk::system(), dir)
+    }
+
+    fn exists_on(disk: &Disk, dir: &Path) -> bool {
+        let names = disk.list(dir).unwrap_or_default();
         names.iter().any(|name| SegmentName::parse(name).is_some())
     }
 
@@ -173,7 +178,7 @@ impl Wal {
         cluster: ClusterId,
     ) -> Result<Self, WalError> {
         let (dir, disk) = (&options.dir, &options.disk);
-        if Self::exists(dir) {
+        if Self::exists_on(disk, dir) {
             return Err(WalError::Exists { dir: dir.clone() });
         }
         let mut temporary = dir.clone().into_os_string();
@@ -237,8 +242,11 @@ impl Wal {
     ///
     /// # Errors
     /// As [`Wal::snapshots`], for what was read.
-    pub fn newest_snapshot(dir: &Path, upto: LogIndex) -> Result<Option<WalSnapshot>, WalError> {
-        recover::newest_snapshot(&Disk::system(), dir, upto)
+    pub fn newest_snapshot(
+        options: &WalOptions,
+        upto: LogIndex,
+    ) -> Result<Option<WalSnapshot>, WalError> {
+        recover::newest_snapshot(&options.disk, &options.dir, upto)
     }
 
     /// Reads the log after `from` and changes nothing; a torn tail is passed over.
@@ -460,14 +468,14 @@ impl Wal {
     /// Begins to make the next segment once a quarter of this one is full: a member that writes
     /// little never pays for it, one that writes much has it in time.
     fn prepare_next(&mut self) -> Result<(), WalError> {
-        if self.next.is_some() || self.offset < self.options.segment_bytes / 4 {
+        let due = self.options.zero_fill && self.options.segment_bytes / 4 <= self.offset;
+        if self.next.is_some() || !due {
             return Ok(());
         }
         let sequence = self.held.back().expect("one segment is open").name.sequence + 1;
         let path = self.next_path(sequence);
         let Self { options, .. } = self;
-        let next =
-            Fill::create(options.disk.clone(), path, options.segment_bytes, options.zero_fill);
+        let next = Fill::create(options.disk.clone(), path, options.segment_bytes);
         self.next = Some(self.check(next)?);
         Ok(())
     }

@@ -211,7 +211,7 @@ fn newest_snapshot_is_found_from_the_end_of_the_log() {
     append(&mut wal, 66, 100);
     drop(wal);
     let newest = |upto: u64| {
-        let found = Wal::newest_snapshot(&options.dir, LogIndex(upto)).unwrap();
+        let found = Wal::newest_snapshot(&options, LogIndex(upto)).unwrap();
         found.map(|snapshot| snapshot.index.0)
     };
     let all: Vec<_> = Wal::snapshots(&options.dir).unwrap();
@@ -223,7 +223,7 @@ fn newest_snapshot_is_found_from_the_end_of_the_log() {
     // What stands in a segment before the needed ones is not asked for.
     change(&first_segment(&options), |bytes| bytes[300] ^= 1);
     assert_eq!(newest(u64::MAX), Some(60));
-    assert!(Wal::newest_snapshot(&options.dir, LogIndex(3)).is_err(), "the damage is needed");
+    assert!(Wal::newest_snapshot(&options, LogIndex(3)).is_err(), "the damage is needed");
     assert!(Wal::snapshots(&options.dir).is_err(), "whoever reads everything finds it");
     let from = all.last().expect("there are four");
     let recovered = Wal::read(&options.dir, from).unwrap();
