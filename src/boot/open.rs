@@ -11,7 +11,8 @@
 //! ```
 //!
 //! Invariants
-//! - O1 The backend's position lies within the log: not before its start, not after its end.
+//! - O1 The backend's position lies within the log: not before its start, not after its end
+//!   (`replica` checks it).
 
 use std::{
     error::Error,
@@ -24,10 +25,11 @@ use crate::{
     base::{clock::Clock, random::Random},
     cluster::BootstrapError,
     config::{Config, gates::Gate},
-    consensus::{self, Raft, RaftState},
+    consensus::{self, Raft},
     exchange::{self, ExchangeError},
     lease::{self, LeaseSettings},
-    model::{ClusterId, LogIndex, MemberId, Revision, entry_index},
+    model::{ClusterId, LogIndex, MemberId, Revision},
+    replica::restart::{self, OutsideLog},
     serve::SocketError,
     state::{self, Machine, Quota, RecoverError, RecoveredAt},
     storage::{
@@ -84,7 +86,7 @@ pub(super) enum StartError {
     /// Log and state do not make a member.
     Raft(consensus::StartError),
     /// The backend is outside of the log (O1).
-    BackendOutsideLog { backend: LogIndex, first: LogIndex, last: LogIndex },
+    OutsideLog(OutsideLog),
     /// The cluster that is to be joined does not take this member.
     Join(JoinError),
     /// The cluster has removed this member, for ever.
@@ -108,12 +110,7 @@ impl fmt::Display for StartError {
             Self::Exchange(error) => error.fmt(f),
             Self::Recover(error) => error.fmt(f),
             Self::Raft(error) => error.fmt(f),
-            Self::BackendOutsideLog { backend, first, last } => write!(
-                f,
-                "the database holds entries up to {backend}, but the log holds entries {first} to \
-                 {last}: one of the two directories is not this member's, or was emptied; bring \
-                 back the directory that belongs to it, or restore the member from a backup"
-            ),
+            Self::OutsideLog(error) => error.fmt(f),
             Self::LogMissing { wal_dir } => write!(
                 f,
                 "there is a database but no log in {}: bring back the log, or remove the data \
@@ -144,7 +141,7 @@ impl Error for StartError {
             Self::Raft(error) => error.source(),
             Self::Join(error) => error.source(),
             Self::Config(_)
-            | Self::BackendOutsideLog { .. }
+            | Self::OutsideLog(_)
             | Self::LogMissing { .. }
             | Self::Removed { .. }
             | Self::Stopped => None,
@@ -231,13 +228,8 @@ fn open_log(
     newest: WalSnapshot,
     position: LogIndex,
 ) -> Result<Log, StartError> {
-    let from = if newest.index <= position {
-        newest
-    } else {
-        let held = Wal::newest_snapshot(options, position).map_err(StartError::Wal)?;
-        held.unwrap_or_default()
-    };
-    let (mut wal, mut recovered) = Wal::open(options, &from).map_err(StartError::Wal)?;
+    let opened = restart::open_log(options, newest, position);
+    let (mut wal, mut recovered) = opened.map_err(StartError::Wal)?;
     if config.force_new_cluster {
         let urls = config.initial_advertise_peer_urls.iter().map(ToString::to_string).collect();
         force_new_cluster(&mut wal, &mut recovered, position, urls).map_err(StartError::Wal)?;
@@ -271,7 +263,6 @@ fn assemble_state(
     }
     let stored = membership.members().map(|member| (member.id, member.peer_urls.clone()));
     peers.extend(stored.filter(|(id, _)| *id != member));
-    check_position(&recovered, at.applied)?;
     state::check_log(&recovered.entries, at.applied).map_err(StartError::Recover)?;
     let snapshot = recovered.snapshot.index;
     let raft = start_raft(config, recovered, &at)?;
@@ -321,34 +312,13 @@ fn machine_settings(config: &Config, member: MemberId, cluster: ClusterId) -> st
     }
 }
 
-fn check_position(recovered: &Recovered, applied: LogIndex) -> Result<(), StartError> {
-    let first = recovered.snapshot.index;
-    let last = recovered.entries.last().map_or(first, entry_index);
-    if applied < first || last < applied {
-        return Err(StartError::BackendOutsideLog { backend: applied, first, last });
-    }
-    Ok(())
-}
-
 fn start_raft(config: &Config, recovered: Recovered, at: &RecoveredAt) -> Result<Raft, StartError> {
-    let Recovered { member, mut hard_state, entries, snapshot, .. } = recovered;
-    // What was applied was committed, even if the last word on it did not reach the disk.
-    hard_state.commit = hard_state.commit.max(Some(at.applied.0));
+    let member = recovered.member;
+    let state = restart::raft_state(recovered, at).map_err(StartError::OutsideLog)?;
     let settings = consensus::Config {
         election_ticks: config.election_ticks,
         pre_vote: config.pre_vote,
         ..consensus::Config::new(member)
-    };
-    let state = RaftState {
-        hard_state,
-        conf_state: at.conf_state.clone().unwrap_or_default(),
-        snapshot: proto::raftpb::SnapshotMetadata {
-            conf_state: snapshot.conf_state,
-            index: Some(snapshot.index.0),
-            term: Some(snapshot.term.0),
-        },
-        entries,
-        applied: at.applied,
     };
     let mut random = Random::from_system();
     let dice = Box::new(move |bound| random.below(bound));

@@ -8,7 +8,7 @@
 //! and the membership, waits (without blocking) until the backend is durable up to there, and has
 //! the log record it.
 
-use std::{collections::VecDeque, mem, sync::Arc, time::Duration};
+use std::{mem, sync::Arc, time::Duration};
 
 use prost::Message;
 use proto::raftpb::{ConfChange, ConfChangeType, Entry, EntryType, Snapshot, SnapshotMetadata};
@@ -33,6 +33,7 @@ use super::{
     Input,
     shared::Shared,
     snapshot::{InstallError, Installer, position},
+    snapshot_policy::SnapshotPolicy,
 };
 
 /// What the apply thread is asked to do, in order.
@@ -65,19 +66,6 @@ pub struct ApplyThread {
     pub(super) installer: Installer,
     pub(super) election_timeout: Duration,
     pub(super) warning_duration: Duration,
-}
-
-/// When raft snapshots are taken, and those under way.
-#[derive(Debug)]
-pub(super) struct SnapshotPolicy {
-    /// Applied entries between two snapshots.
-    pub(super) entries: u64,
-    /// Entries kept behind a snapshot for followers that are a little late.
-    pub(super) catch_up_entries: u64,
-    /// The position of the last snapshot noted.
-    pub(super) last: LogIndex,
-    /// Noted, and waiting for the backend to be durable; oldest first.
-    pub(super) waiting: VecDeque<Snapshot>,
 }
 
 /// Answers of one batch, sent once its state is visible.
@@ -115,8 +103,7 @@ impl ApplyThread {
 
     fn install(&mut self, snapshot: &Snapshot) -> Result<(), InstallError> {
         self.installer.install(snapshot, &mut self.machine)?;
-        self.snapshots.last = position(snapshot);
-        self.snapshots.waiting.clear();
+        self.snapshots.installed(position(snapshot));
         let applied = self.publish();
         self.shared.applied.set(applied);
         drop(self.replica.send_reserved(Input::Installed));
@@ -287,19 +274,11 @@ impl ApplyThread {
 
     fn look_after_snapshots(&mut self) {
         let applied = self.machine.applied();
-        if self.snapshots.entries <= applied.0.saturating_sub(self.snapshots.last.0) {
+        if self.snapshots.is_due(applied) {
             self.note_snapshot(applied);
         }
         let durable = self.flusher.flushed().0;
-        while let Some(snapshot) = self.snapshots.waiting.front() {
-            let index = snapshot.metadata.as_ref().and_then(|metadata| metadata.index);
-            let index = LogIndex(index.expect("a noted snapshot has its position"));
-            if durable < index {
-                break;
-            }
-            let snapshot = self.snapshots.waiting.pop_front().expect("the front was just seen");
-            let release_to = LogIndex(index.0.saturating_sub(self.snapshots.catch_up_entries));
-            let input = Input::SaveSnapshot { snapshot: Box::new(snapshot), release_to };
+        while let Some(input) = self.snapshots.take_durable(durable) {
             drop(self.replica.send_reserved(input));
         }
     }
@@ -308,12 +287,11 @@ impl ApplyThread {
         tracing::info!(
             "local-member-id" = %self.shared.member,
             "local-member-applied-index" = applied.0,
-            "local-member-snapshot-index" = self.snapshots.last.0,
-            "local-member-snapshot-count" = self.snapshots.entries,
+            "local-member-snapshot-index" = self.snapshots.last().0,
+            "local-member-snapshot-count" = self.snapshots.entries(),
             "triggering snapshot"
         );
-        self.snapshots.last = applied;
-        self.snapshots.waiting.push_back(Snapshot {
+        self.snapshots.note(Snapshot {
             data: Some(self.machine.membership_for_older_versions()),
             metadata: Some(SnapshotMetadata {
                 conf_state: Some(self.machine.conf_state()),

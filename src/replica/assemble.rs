@@ -4,7 +4,7 @@
 //! returns: `boot` starts the threads.
 
 use std::{
-    collections::{BTreeMap, VecDeque},
+    collections::BTreeMap,
     path::PathBuf,
     sync::{Arc, atomic::AtomicU64},
     time::Duration,
@@ -28,14 +28,15 @@ use crate::{
 
 use super::{
     ApplyThread, Core, Handle, Limits, LogThread, ReplicaThread,
-    apply_thread::SnapshotPolicy,
-    core::CoreSettings,
+    core::{CoreSettings, TRUNCATE_EVERY_ENTRIES},
     group_commit::GroupCommit,
     handle::{Parts, QUEUE_PROPOSALS_MAX},
     log_writer::LogWriter,
-    replica_thread::{Log, Rounds},
+    replica_thread::Log,
+    rounds::{READ_RETRY, Rounds},
     shared::Shared,
     snapshot::{Installer, SnapshotSender},
+    snapshot_policy::SnapshotPolicy,
 };
 
 /// Batches that may wait for the log thread, which takes all of them at once: enough that the
@@ -148,6 +149,7 @@ pub fn assemble(ingredients: Ingredients) -> Assembled {
         settings.limits.request_timeout.as_millis() / settings.heartbeat.as_millis().max(1);
     let core_settings = CoreSettings {
         catch_up_entries: settings.catch_up_entries,
+        truncate_every_entries: TRUNCATE_EVERY_ENTRIES,
         park_ticks_max: u64::try_from(park_ticks_max).unwrap_or(u64::MAX),
     };
     let installer = Installer { snap_dir: snap_dir.clone(), flusher: flusher.clone() };
@@ -176,7 +178,7 @@ pub fn assemble(ingredients: Ingredients) -> Assembled {
         tick: settings.heartbeat,
         request_timeout: settings.limits.request_timeout,
         election_timeout: settings.election_timeout,
-        rounds: Rounds::new(contexts),
+        rounds: Rounds::new(contexts, READ_RETRY),
         transport: transport.clone(),
         snapshots,
         peers: BTreeMap::new(),
@@ -192,12 +194,11 @@ pub fn assemble(ingredients: Ingredients) -> Assembled {
         watch: watch.clone(),
         lessor: lessor.clone(),
         hash,
-        snapshots: SnapshotPolicy {
-            entries: settings.snapshot_entries,
-            catch_up_entries: settings.catch_up_entries,
-            last: snapshot,
-            waiting: VecDeque::new(),
-        },
+        snapshots: SnapshotPolicy::new(
+            settings.snapshot_entries,
+            settings.catch_up_entries,
+            snapshot,
+        ),
         installer,
         election_timeout: settings.election_timeout,
         warning_duration: settings.slow_apply,

@@ -142,6 +142,8 @@ pub struct Leadership {
 pub struct CoreSettings {
     /// Entries kept in memory behind the applied index for followers that are a little late.
     pub catch_up_entries: u64,
+    /// How far the in-memory log may outgrow that before it is cut.
+    pub truncate_every_entries: u64,
     /// Ticks for which a proposal waits for a leader; its caller has given up by then (C2).
     pub park_ticks_max: u64,
 }
@@ -149,7 +151,7 @@ pub struct CoreSettings {
 /// How far the in-memory log may outgrow `catch_up_entries` before it is cut.
 ///
 /// Source: etcd cuts its in-memory log every 100 applied entries.
-const TRUNCATE_EVERY_ENTRIES: u64 = 100;
+pub(super) const TRUNCATE_EVERY_ENTRIES: u64 = 100;
 
 /// A replica without its surroundings.
 #[derive(Debug)]
@@ -279,7 +281,7 @@ impl Core {
             self.parked.pop_front();
         }
         let wanted = self.truncation_point();
-        if self.raft.first_index().0 + TRUNCATE_EVERY_ENTRIES < wanted.0 {
+        if self.raft.first_index().0 + self.settings.truncate_every_entries < wanted.0 {
             self.raft.truncate_to(wanted);
         }
     }
@@ -399,7 +401,11 @@ mod tests {
         let state = RaftState { hard_state, conf_state, ..RaftState::default() };
         let dice = Box::new(|_| 0);
         let raft = Raft::new(Config::new(ONE), state, dice).expect("the state is legal");
-        let settings = CoreSettings { catch_up_entries: 10, park_ticks_max: 3 };
+        let settings = CoreSettings {
+            catch_up_entries: 10,
+            truncate_every_entries: TRUNCATE_EVERY_ENTRIES,
+            park_ticks_max: 3,
+        };
         Core::new(raft, settings)
     }
 

@@ -39,8 +39,11 @@ mod pending;
 mod reads;
 pub mod remote;
 mod replica_thread;
+pub mod restart;
+mod rounds;
 mod shared;
 mod snapshot;
+mod snapshot_policy;
 #[cfg(test)]
 mod snapshot_tests;
 

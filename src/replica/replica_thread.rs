@@ -18,7 +18,6 @@ use crate::{
         queue::{Drained, Receiver, Sender},
         thread,
     },
-    cluster::RequestIds,
     lease::Lessor,
     model::{MemberId, Unavailable},
     transport::Transport,
@@ -32,14 +31,10 @@ use super::{
     log_thread::LogHandOver,
     log_writer::{LogError, LogInput, LogWriter},
     metrics,
+    rounds::Rounds,
     shared::Shared,
     snapshot::SnapshotSender,
 };
-
-/// How long a read round may take before it is asked for again.
-///
-/// Source: etcd `readIndexRetryTime`.
-const READ_RETRY: Duration = Duration::from_millis(500);
 
 /// The body of the replica thread.
 #[derive(Debug)]
@@ -70,24 +65,6 @@ pub(super) struct Log {
     pub(super) waiting: Vec<LogInput>,
     /// The log thread, which writes when the member is not alone any more.
     pub(super) thread: Sender<LogHandOver>,
-}
-
-/// The read rounds of this thread.
-#[derive(Debug)]
-pub(super) struct Rounds {
-    /// Contexts, which no two rounds share, whichever member starts them: a leader tells rounds
-    /// apart by nothing else.
-    contexts: RequestIds,
-    /// The context of the last round.
-    context: u64,
-    /// When it was sent, while it is unconfirmed.
-    sent: Option<Duration>,
-}
-
-impl Rounds {
-    pub(super) const fn new(contexts: RequestIds) -> Self {
-        Self { contexts, context: 0, sent: None }
-    }
 }
 
 impl ReplicaThread {
@@ -164,24 +141,9 @@ impl ReplicaThread {
         }
     }
 
-    /// Starts a round for the readers that wait, one at a time, so that each round serves all
-    /// that arrived during the one before it.
     fn start_round(&mut self, now: Duration) {
-        let overdue = self.rounds.sent.is_some_and(|sent| sent + READ_RETRY <= now);
-        if overdue {
-            tracing::warn!(
-                "sent-request-id" = self.rounds.context,
-                "waiting for ReadIndex response took too long, retrying"
-            );
-            metrics::SLOW_READS.inc();
-            self.shared.reads.retry_unconfirmed();
-            self.rounds.sent = None;
-        }
-        let context = self.rounds.contexts.next().0;
-        if self.rounds.sent.is_none() && self.shared.reads.start(context) {
-            self.rounds.context = context;
-            self.rounds.sent = Some(now);
-            self.core.read(self.rounds.context);
+        if let Some(context) = self.rounds.start(now, &self.shared.reads) {
+            self.core.read(context);
         }
     }
 
@@ -278,11 +240,8 @@ impl ReplicaThread {
             }
             Effect::Send(messages) => self.send(messages),
             Effect::ConfirmRead { context, index } => {
-                if context == self.rounds.context {
-                    self.rounds.sent = None;
-                }
-                self.shared.reads.confirm(context, index);
-                self.shared.reads.answer_applied(self.shared.applied.get());
+                let shared = &self.shared;
+                self.rounds.confirm(context, index, shared.applied.get(), &shared.reads);
             }
             Effect::Answer { id, outcome } => {
                 if let Some(reply) = self.shared.pending.remove(id) {
