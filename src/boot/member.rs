@@ -26,8 +26,8 @@ use crate::{
         LeaseId, MemberId, Outcome, RangeAnswer, Rejection, Request, RequestId, Revision,
         TxnAnswer, Unavailable,
     },
-    mvcc::{self, RangeOptions, ReadError},
-    replica::{ChangeError, Handle, Identity, LeaseCalls, MemberCalls, QuorumChecks},
+    mvcc::{self, HashKv, RangeOptions, ReadError},
+    replica::{ChangeError, Handle, Hasher, Identity, LeaseCalls, MemberCalls, QuorumChecks},
     state::{self, Published, Quota},
     watch::thread::Streams,
 };
@@ -64,6 +64,22 @@ impl LocalMember {
 
     fn seconds_since(&self, started: Duration) -> f64 {
         self.handle.clock().now().saturating_sub(started).as_secs_f64()
+    }
+}
+
+impl Hasher for LocalMember {
+    async fn hash_now(&self) -> Option<(HashKv, Revision)> {
+        match self.hash_history(Revision(0)).await {
+            Ok(hashed) => {
+                let HashedHistory { hash, compacted, revision, current } = hashed;
+                let hash = HashKv { hash, compact_revision: compacted, hash_revision: revision };
+                Some((hash, current))
+            }
+            Err(error) => {
+                tracing::warn!(%error, "failed to hash the history");
+                None
+            }
+        }
     }
 }
 

@@ -33,11 +33,11 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::{
     api::{self, Edge},
-    base::{clock::Clock, log, ready},
+    base::{clock::Clock, log, ready, task},
     config::{AutoCompaction, Config, gates::Gate},
     http::{self, Access, Http},
     model::{MemberId, Unavailable},
-    replica::{self, Compaction, Duties, DutySettings, Handle},
+    replica::{self, CheckTimes, Compaction, CorruptionChecks, Duties, DutySettings, Handle},
     serve::{self, Endpoint, Listeners, Serving, Traffic},
 };
 
@@ -229,6 +229,8 @@ async fn serve_until_signal(
     let duties = Duties::new(handle.clone(), duty_settings(config));
     let local = LocalMember::new(handle.clone(), config);
     duties.clone().start();
+    let checks = CorruptionChecks::new(handle.clone(), local.clone());
+    task::spawn(checks.run(corruption_checks(config)));
     let published = tokio::select! {
         published = duties.publish() => published,
         ended_by = ended_by(&mut signals) => {
@@ -296,6 +298,14 @@ fn edge_settings(config: &Config) -> api::Settings {
         request_timeout: config.request_timeout(),
         quota_bytes: quota_bytes(config),
         unhealthy_while_defragmenting: config.feature_gates.enabled(Gate::StopGRPCServiceOnDefrag),
+    }
+}
+
+fn corruption_checks(config: &Config) -> CheckTimes {
+    let checks_compactions = config.feature_gates.enabled(Gate::CompactHashCheck);
+    CheckTimes {
+        periodic: Some(config.corrupt_check_time).filter(|time| !time.is_zero()),
+        compaction: Some(config.compact_hash_check_time).filter(|_| checks_compactions),
     }
 }
 

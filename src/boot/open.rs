@@ -29,7 +29,10 @@ use crate::{
     exchange::{self, ExchangeError},
     lease::{self, LeaseSettings},
     model::{ClusterId, LogIndex, MemberId, Revision},
-    replica::restart::{self, OutsideLog},
+    replica::{
+        check_before_start,
+        restart::{self, OutsideLog},
+    },
     serve::SocketError,
     state::{self, Machine, Quota, RecoverError, RecoveredAt},
     storage::{
@@ -89,6 +92,8 @@ pub(super) enum StartError {
     OutsideLog(OutsideLog),
     /// The cluster that is to be joined does not take this member.
     Join(JoinError),
+    /// A peer holds other data.
+    Corrupt(String),
     /// The cluster has removed this member, for ever.
     Removed { member: MemberId },
     /// The log is gone, the backend is not.
@@ -102,7 +107,7 @@ impl fmt::Display for StartError {
         match self {
             Self::System(_) => f.write_str("the system refused a thread, a timer or a signal"),
             Self::Path { path, .. } => write!(f, "cannot use {}", path.display()),
-            Self::Config(text) => f.write_str(text),
+            Self::Config(text) | Self::Corrupt(text) => f.write_str(text),
             Self::Bootstrap(error) => error.fmt(f),
             Self::Socket(error) => error.fmt(f),
             Self::Wal(error) => error.fmt(f),
@@ -142,6 +147,7 @@ impl Error for StartError {
             Self::Join(error) => error.source(),
             Self::Config(_)
             | Self::OutsideLog(_)
+            | Self::Corrupt(_)
             | Self::LogMissing { .. }
             | Self::Removed { .. }
             | Self::Stopped => None,
@@ -182,7 +188,24 @@ pub(super) async fn open(config: &Config, clock: &Clock) -> Result<Opened, Start
     } else {
         (open_log(config, &wal_options, newest, position)?, Vec::new())
     };
-    assemble_state(config, clock, log, peers, backend, writer)
+    let opened = assemble_state(config, clock, log, peers, backend, writer)?;
+    if !is_new && config.feature_gates.enabled(Gate::InitialCorruptCheck) {
+        check_for_corruption(config, &opened).await?;
+    }
+    Ok(opened)
+}
+
+/// Compares the recovered state with what the peers hold.
+async fn check_for_corruption(config: &Config, opened: &Opened) -> Result<(), StartError> {
+    let Opened { member, cluster, machine, .. } = opened;
+    let state = machine.publish();
+    let own = (*member, *cluster);
+    let timeout = config.request_timeout();
+    let checked = check_before_start(&state.kv, &state.membership, own, timeout).await;
+    checked.map_err(|sentence| {
+        tracing::error!(error = sentence, "checkInitialHashKV failed");
+        StartError::Corrupt(sentence)
+    })
 }
 
 fn prepare_directories(config: &Config) -> Result<(), StartError> {

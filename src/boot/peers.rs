@@ -190,10 +190,10 @@ fn lease_time_body(time: LeaseTimeToLiveResponse) -> Bytes {
 }
 
 fn unknown_lease(rejection: &Rejection) -> PeerAnswer {
-    match rejection {
-        Rejection::LeaseNotFound { .. } => text(404, "lease not found"),
-        other => text(500, &CallError::from(other.clone()).to_string()),
+    if matches!(rejection, Rejection::LeaseNotFound { .. }) {
+        return text(404, "lease not found");
     }
+    text(500, &CallError::from(rejection.clone()).to_string())
 }
 
 fn not_primary(status: u16, unavailable: &Unavailable) -> PeerAnswer {

@@ -58,7 +58,7 @@ pub struct DutySettings {
 }
 
 /// Whether the member behind `handle` leads.
-fn leads(handle: &Handle) -> bool {
+pub(super) fn leads(handle: &Handle) -> bool {
     let status = handle.status();
     status.leader == status.member && status.leader != MemberId(0)
 }

@@ -195,10 +195,11 @@ impl MemberCalls {
             context,
             ..ConfChange::default()
         };
-        match self.handle.change_members(change).await?? {
-            Answer::Members(members) => Ok(members),
-            answer => unreachable!("a change of members was answered with {answer:?}"),
-        }
+        let answer = self.handle.change_members(change).await??;
+        let Answer::Members(members) = answer else {
+            unreachable!("a change of members was answered with {answer:?}")
+        };
+        Ok(members)
     }
 
     fn membership(&self) -> Arc<Membership> {

@@ -27,6 +27,7 @@
 mod apply_thread;
 mod assemble;
 mod core;
+mod corruption;
 mod duties;
 mod group_commit;
 mod handle;
@@ -50,6 +51,7 @@ mod snapshot_tests;
 pub use apply_thread::ApplyThread;
 pub use assemble::{Assembled, Ingredients, Settings, assemble};
 pub use core::{Core, Effect, Input, KnownProgress, Leadership, ProgressReply};
+pub use corruption::{CheckTimes, CorruptionChecks, Hasher, check_before_start};
 pub use duties::{Compaction, Duties, DutySettings};
 pub use handle::{Handle, Identity, Limits, Status};
 pub use leases::LeaseCalls;

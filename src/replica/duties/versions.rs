@@ -6,7 +6,7 @@
 //!
 //! Source: etcd `server/etcdserver/version/monitor.go`, `server/etcdserver/server.go`.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use proto::membershippb::{ClusterVersionSetRequest, DowngradeInfoSetRequest};
 
@@ -50,7 +50,7 @@ pub(super) async fn keep_cluster_version(handle: Handle) {
 
 /// Proposes the version that follows from those of the members; `false` if that failed.
 async fn update_cluster_version(handle: &Handle) -> bool {
-    let membership = handle.published().membership.clone();
+    let membership = Arc::clone(&handle.published().membership);
     let members = server_versions(handle, &membership).await;
     let next = next_cluster_version(membership.version(), &members, membership.downgrade());
     let Some(next) = next else { return true };
@@ -115,7 +115,7 @@ async fn server_version(member: &Member, timeout: Duration) -> Option<Version> {
 pub(super) async fn end_downgrades(handle: Handle, interval: Duration) {
     while !handle.stopping() {
         tokio::time::sleep(interval).await;
-        let membership = handle.published().membership.clone();
+        let membership = Arc::clone(&handle.published().membership);
         let Some(target) = membership.downgrade().and_then(Downgrade::target) else { continue };
         if !super::leads(&handle) {
             continue;

@@ -7,10 +7,12 @@
 //! Source: etcd `server/etcdserver/cluster_util.go`.
 
 mod cluster;
+mod hashes;
 mod leader;
 
 pub use cluster::{
     Failures, RemoteCluster, RemoteClusterError, cluster_at, downgrade_is_enabled, versions_of,
 };
+pub use hashes::{RemoteHash, RemoteHashError, hash_of};
 pub(super) use leader::shown;
 pub use leader::{Asking, LeaderCall, Turn};
