@@ -341,3 +341,24 @@ fn sound_members_pass_the_checks_for_corruption() {
     }
     assert_eq!(group.ctl(&["alarm", "list"]).unwrap(), "", "nobody is suspected");
 }
+
+/// A leader that is told to end leaves its lead to another, in the very next term.
+#[test]
+fn a_leader_hands_over_before_it_ends() {
+    for kinds in [[OURS; 3], [OURS, OFFICIAL, OURS]] {
+        let Some(mut group) = Group::start(&kinds, &[]).unwrap() else { return };
+        let mut leader = group.leader().unwrap();
+        if leader == 1 && kinds[1] == OFFICIAL {
+            let next = format!("{:x}", group.status(0).unwrap().member);
+            group.ctl_at(leader, &["move-leader", &next]).unwrap();
+            leader = 0;
+        }
+        let term = group.status(leader).unwrap().term;
+        group.member(leader).terminate().unwrap();
+        let status = group.status((leader + 1) % 3).unwrap();
+        assert_eq!(status.term, term + 1, "one election, and nobody waited for a timeout");
+        assert_ne!(status.leader, 0);
+        let log = std::fs::read_to_string(group.members()[leader].log_path()).unwrap();
+        assert!(log.contains("leadership transfer finished"), "{log}");
+    }
+}

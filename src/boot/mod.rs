@@ -43,6 +43,7 @@ use crate::{
 
 mod first_start;
 mod force_new;
+mod hand_over;
 mod local;
 mod long_reads;
 mod member;
@@ -64,6 +65,9 @@ const GRACE: Duration = Duration::from_secs(2);
 ///
 /// Source: etcd `stopWithDelay(10*100*time.Millisecond, ..)`.
 const REMOVED_GRACE: Duration = Duration::from_secs(1);
+
+/// How many election timeouts the lead may take to go to another member at the end.
+const TRANSFER_ELECTIONS: u32 = 2;
 
 /// The signals that end a member: terminate, interrupt.
 type Signals = (Signal, Signal);
@@ -255,7 +259,7 @@ async fn serve_until_signal(
             Ended::Removed(member)
         }
     };
-    end(config, serving, threads);
+    end(config, serving, threads).await;
     Ok(ended)
 }
 
@@ -344,7 +348,7 @@ async fn ended_by((terminate, interrupt): &mut Signals) -> EndedBy {
     }
 }
 
-fn end(config: &Config, serving: Serving, threads: Threads) {
+async fn end(config: &Config, serving: Serving, threads: Threads) {
     let name = config.name.as_str();
     let data_dir = config.data_dir.display().to_string();
     tracing::info!(name, "data-dir" = data_dir, "closing etcd server");
@@ -352,7 +356,7 @@ fn end(config: &Config, serving: Serving, threads: Threads) {
     // is under way ends by itself soon.
     threads.handle().watch().stop();
     serving.stop(GRACE.min(config.request_timeout()));
-    tracing::info!("skipped leadership transfer for single voting member cluster");
+    hand_over::hand_over(threads.handle(), TRANSFER_ELECTIONS * config.election_timeout()).await;
     threads.stop();
     tracing::info!(name, "data-dir" = data_dir, "closed etcd server");
 }
