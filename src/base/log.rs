@@ -454,6 +454,23 @@ pub fn timestamp(unix: Duration) -> String {
     format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{micros:06}Z")
 }
 
+/// The time as HTTP has it, such as `Sat, 31 Jan 2026 23:59:59 GMT`.
+#[must_use]
+pub fn http_date(unix: Duration) -> String {
+    const DAYS: [&str; 7] = ["Thu", "Fri", "Sat", "Sun", "Mon", "Tue", "Wed"];
+    const MONTHS: [&str; 12] =
+        ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"];
+    let seconds = unix.as_secs();
+    let days = seconds / 86_400;
+    let (year, month, day) = civil(days);
+    let name_of = |names: &[&'static str], number: u64| {
+        usize::try_from(number).ok().and_then(|number| names.get(number)).copied().unwrap_or("")
+    };
+    let (weekday, month) = (name_of(&DAYS, days % 7), name_of(&MONTHS, month - 1));
+    let (hour, minute, second) = (seconds / 3_600 % 24, seconds / 60 % 60, seconds % 60);
+    format!("{weekday}, {day:02} {month} {year:04} {hour:02}:{minute:02}:{second:02} GMT")
+}
+
 /// The date of a day after 1970-01-01, in the Gregorian calendar.
 ///
 /// Counts in years that start in March, so that the leap day is the last of its year.

@@ -4,9 +4,9 @@
 //!
 //! Source: etcd `server/etcdserver/api/rafthttp/http.go`.
 
-use std::{net::SocketAddr, sync::Arc};
+use std::net::SocketAddr;
 
-use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
+use http::{HeaderMap, HeaderValue, Method, Request, StatusCode};
 use hyper::body::Incoming;
 use prost::Message as _;
 use proto::raftpb::Message;
@@ -16,10 +16,8 @@ use super::{
     body::read_body,
     kind::StreamKind,
     metrics,
-    outlet::Outlet,
-    replies::{
-        Reply, ReplyBody, SERVER_VERSION, closing, empty, error, method_not_allowed, of_cluster,
-    },
+    outlet::Granted,
+    replies::{Reply, SERVER_VERSION, closing, empty, error, method_not_allowed, of_cluster},
     shared::Shared,
     version::{self, MIN_CLUSTER_VERSION},
 };
@@ -99,24 +97,25 @@ async fn take_message(
     })
 }
 
-/// Begins a stream.
-pub(super) fn stream(shared: Arc<Shared>, request: &Request<Incoming>) -> Reply {
+/// Grants a stream.
+///
+/// # Errors
+/// With the answer to a request that is refused.
+pub(super) fn stream(shared: &Shared, request: &Request<Incoming>) -> Result<Granted, Box<Reply>> {
     if request.method() != Method::GET {
-        return method_not_allowed("GET");
+        return Err(Box::new(method_not_allowed("GET")));
     }
     let (cluster, version) = (shared.settings.cluster, shared.settings.server_version);
-    let mut reply = match attach(shared, request) {
-        Ok(outlet) => Response::new(ReplyBody::Stream(Box::new(outlet))),
-        Err(reply) => *reply,
-    };
-    reply.headers_mut().insert(SERVER_VERSION, HeaderValue::from_static(version));
-    of_cluster(reply, cluster)
+    grant(shared, request).map_err(|mut reply| {
+        reply.headers_mut().insert(SERVER_VERSION, HeaderValue::from_static(version));
+        Box::new(of_cluster(*reply, cluster))
+    })
 }
 
-fn attach(shared: Arc<Shared>, request: &Request<Incoming>) -> Result<Outlet, Box<Reply>> {
+fn grant(shared: &Shared, request: &Request<Incoming>) -> Result<Granted, Box<Reply>> {
     let refuse = |status, text| Box::new(error(status, text));
     let local = shared.settings.member;
-    check_compatible(&shared, request.headers()).map_err(|failed| Box::new(failed.reply()))?;
+    check_compatible(shared, request.headers()).map_err(|failed| Box::new(failed.reply()))?;
     let path = request.uri().path();
     let (endpoint, from) = path.rsplit_once('/').unwrap_or(("", path));
     let Some(kind) = StreamKind::ALL.into_iter().find(|kind| kind.endpoint() == endpoint) else {
@@ -161,8 +160,7 @@ fn attach(shared: Arc<Shared>, request: &Request<Incoming>) -> Result<Outlet, Bo
         );
         return Err(refuse(StatusCode::PRECONDITION_FAILED, "to field mismatch"));
     }
-    Outlet::attach(shared, peer, kind)
-        .ok_or_else(|| refuse(StatusCode::NOT_FOUND, "error sender not found"))
+    Ok(Granted { peer, kind })
 }
 
 /// Whether the peer with these headers is listened to.

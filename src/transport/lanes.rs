@@ -1,33 +1,42 @@
-//! What waits to be sent to one peer.
+//! What waits to be sent to one peer, and the streams that it leaves by.
 //!
 //! Decides which way a message goes, and what happens when there is no room: it is dropped. The
-//! replica puts messages in; a stream's connection, or the pipeline, takes them out in batches. A
-//! lane that nobody takes from has no messages.
+//! replica puts messages in and, if they are few, writes them to the stream's socket itself: a
+//! hand-over to the `peer` thread costs more than the write. What the socket does not take at once,
+//! and what is much, the stream's task (`outlet`) writes.
 //!
 //! ```text
 //!                  append, and its stream is there
 //!   push(message) ----------------------------------> append stream --+
-//!        |         the message stream is there                        |
-//!        +-------------------------------------------> message stream +--> batches
-//!        |         neither                                            |
-//!        +-------------------------------------------> pipeline ------+
+//!        |         the message stream is there                        |   flush
+//!        +-------------------------------------------> message stream +---------> socket
+//!        |         neither
+//!        +-------------------------------------------> pipeline
 //! ```
 //!
 //! Invariants
 //! - L1 A stream without a connection has no waiting messages.
-//! - L2 A connection takes messages only as long as no newer one has come in its place.
+//! - L2 Whatever is written is written in the order in which it was pushed, whoever writes it.
+//! - L3 While a socket takes nothing, or has failed, its task knows, and only the task tries again.
 //!
 //! Source: etcd `server/etcdserver/api/rafthttp/peer.go`, `pick`.
 
 use std::{
     collections::VecDeque,
-    sync::{Mutex, MutexGuard, PoisonError},
+    fmt, io,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     task::{Context, Poll, Waker},
 };
 
+use bytes::{BufMut as _, BytesMut};
+use prost::Message as _;
 use proto::raftpb::Message;
+use tokio::{net::TcpStream, sync::Notify};
 
-use super::kind::{StreamKind, is_append, weight_bytes};
+use super::{
+    codec::Encoder,
+    kind::{StreamKind, is_append, link_heartbeat, weight_bytes},
+};
 
 /// Messages that wait for a stream.
 ///
@@ -46,9 +55,37 @@ const STREAM_BYTES_MAX: usize = 256 << 20;
 /// Also for the pipeline, which is slower.
 const PIPELINE_BYTES_MAX: usize = 32 << 20;
 
-/// A batch ends with the message that reaches this. It is what a connection holds at once, beyond
-/// the socket.
+/// A batch ends with the message that reaches this. It is what a stream holds at once, beyond its
+/// socket.
 const BATCH_BYTES: usize = 256 << 10;
+
+/// Up to so much is written by whoever pushes it: less than what a socket takes at once.
+const DIRECT_BYTES_MAX: usize = 64 << 10;
+
+/// A buffer that has grown beyond this is not kept.
+const BUFFER_BYTES_KEPT: usize = 2 * BATCH_BYTES;
+
+/// The start of a chunk: its length in hexadecimal digits, filled in afterwards, and a line break.
+const CHUNK_HEAD: &[u8; 10] = b"00000000\r\n";
+const CHUNK_END: &[u8] = b"\r\n";
+
+/// The end of an answer that comes in chunks.
+const LAST_CHUNK: &[u8] = b"0\r\n\r\n";
+
+/// Where a stream's bytes go.
+pub(super) trait Wire: fmt::Debug + Send + Sync {
+    /// Writes what can be written without waiting.
+    ///
+    /// # Errors
+    /// Those of the system; [`io::ErrorKind::WouldBlock`] if that is nothing.
+    fn try_write(&self, bytes: &[u8]) -> io::Result<usize>;
+}
+
+impl Wire for TcpStream {
+    fn try_write(&self, bytes: &[u8]) -> io::Result<usize> {
+        Self::try_write(self, bytes)
+    }
+}
 
 /// The three ways to a peer.
 #[derive(Debug)]
@@ -59,6 +96,7 @@ struct State {
     append: Stream,
     message: Stream,
     pipeline: Queue,
+    pipeline_waker: Option<Waker>,
     /// The peer is not one any more.
     over: bool,
 }
@@ -67,9 +105,24 @@ struct State {
 #[derive(Debug)]
 struct Stream {
     queue: Queue,
+    line: Option<Line>,
     /// Grows with each connection.
-    connection: u64,
-    is_open: bool,
+    connections: u64,
+}
+
+/// A stream's connection.
+#[derive(Debug)]
+struct Line {
+    wire: Arc<dyn Wire>,
+    encoder: Encoder,
+    /// What is on its way to the socket.
+    buffer: BytesMut,
+    /// How much of it the socket has taken.
+    written: usize,
+    /// The task is in charge: the socket is full or has failed, or there is much to write.
+    handed_over: bool,
+    /// Wakes the task.
+    changed: Arc<Notify>,
 }
 
 #[derive(Debug)]
@@ -78,7 +131,6 @@ struct Queue {
     bytes: usize,
     messages_max: usize,
     bytes_max: usize,
-    waker: Option<Waker>,
 }
 
 /// Where a message was dropped.
@@ -90,8 +142,8 @@ pub(super) enum Full {
     Pipeline,
 }
 
-impl std::fmt::Display for Full {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+impl fmt::Display for Full {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Stream(StreamKind::Append) => f.write_str("streamMsgAppV2"),
             Self::Stream(StreamKind::Message) => f.write_str("streamMsg"),
@@ -101,80 +153,131 @@ impl std::fmt::Display for Full {
 }
 
 /// The connection that a stream has now.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Ticket(u64);
+#[derive(Clone, Debug)]
+pub(super) struct Ticket {
+    number: u64,
+    /// Notified when there is something for the connection's task to do.
+    pub(super) changed: Arc<Notify>,
+}
+
+/// How far writing has come.
+#[derive(Debug)]
+pub(super) enum Flow {
+    /// Nothing is left.
+    Done,
+    /// There is more.
+    More,
+    /// The socket takes no more for now.
+    Full,
+    /// The connection has been replaced, or the peer is not one any more.
+    Over,
+    /// The socket failed.
+    Failed(io::Error),
+}
 
 impl Lanes {
     pub(super) fn new() -> Self {
         let stream = || Stream {
             queue: Queue::new(STREAM_MESSAGES_MAX, STREAM_BYTES_MAX),
-            connection: 0,
-            is_open: false,
+            line: None,
+            connections: 0,
         };
         Self(Mutex::new(State {
             append: stream(),
             message: stream(),
             pipeline: Queue::new(PIPELINE_MESSAGES_MAX, PIPELINE_BYTES_MAX),
+            pipeline_waker: None,
             over: false,
         }))
     }
 
-    /// Queues `message` on the best way there is, and returns whoever is to be woken for it.
+    /// Queues `message` on the best way there is. It leaves with [`Lanes::flush_now`].
     ///
     /// # Errors
     /// - [`Full`] if it was dropped.
-    pub(super) fn push(&self, message: Message) -> Result<Option<Waker>, Full> {
+    pub(super) fn push(&self, message: Message) -> Result<(), Full> {
         let mut state = self.lock();
-        let (queue, full) = if state.append.is_open && is_append(&message) {
+        let (queue, full) = if state.append.line.is_some() && is_append(&message) {
             (&mut state.append.queue, Full::Stream(StreamKind::Append))
-        } else if state.message.is_open {
+        } else if state.message.line.is_some() {
             (&mut state.message.queue, Full::Stream(StreamKind::Message))
         } else {
             (&mut state.pipeline, Full::Pipeline)
         };
-        if queue.push(message) { Ok(queue.waker.take()) } else { Err(full) }
+        if queue.push(message) { Ok(()) } else { Err(full) }
     }
 
-    /// Gives the stream a new connection. Returns whether that closes another one, and whether
-    /// messages were lost with it; `None` if the peer is not one any more.
-    pub(super) fn attach(&self, kind: StreamKind) -> Option<(Ticket, Option<Closed>)> {
+    /// Writes what is little, and wakes the tasks for the rest. Returns the bytes of the messages
+    /// that left.
+    pub(super) fn flush_now(&self) -> u64 {
+        let mut state = self.lock();
+        let mut bytes = 0;
+        for kind in StreamKind::ALL {
+            bytes += state.stream(kind).flush_now();
+        }
+        let waker =
+            if state.pipeline.messages.is_empty() { None } else { state.pipeline_waker.take() };
+        drop(state);
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+        bytes
+    }
+
+    /// Writes a batch to the stream's connection. Returns also the bytes of its messages.
+    pub(super) fn flush(&self, kind: StreamKind, ticket: &Ticket) -> (Flow, u64) {
+        let mut state = self.lock();
+        match state.stream(kind).of(ticket) {
+            Some((line, queue)) => line.write(queue),
+            None => (Flow::Over, 0),
+        }
+    }
+
+    /// Queues a sign of life, unless messages are waiting, which are signs enough.
+    pub(super) fn push_heartbeat(&self, kind: StreamKind, ticket: &Ticket) {
+        let mut state = self.lock();
+        if let Some((line, queue)) = state.stream(kind).of(ticket)
+            && queue.messages.is_empty()
+            && line.buffer.is_empty()
+        {
+            queue.push(link_heartbeat());
+        }
+    }
+
+    /// Gives the stream a new connection, on which `head` is written first. Returns also whether
+    /// messages were lost with an older connection, if that closes one; `None` if the peer is not
+    /// one any more.
+    pub(super) fn attach(
+        &self,
+        kind: StreamKind,
+        wire: Arc<dyn Wire>,
+        head: &[u8],
+    ) -> Option<(Ticket, Option<Closed>)> {
         let mut state = self.lock();
         if state.over {
             return None;
         }
         let stream = state.stream(kind);
         let closed = stream.close();
-        stream.is_open = true;
-        stream.connection += 1;
-        Some((Ticket(stream.connection), closed))
+        let changed = Arc::new(Notify::new());
+        stream.line = Some(Line {
+            wire,
+            encoder: Encoder::new(kind),
+            buffer: BytesMut::from(head),
+            written: 0,
+            // Until the head is written.
+            handed_over: true,
+            changed: Arc::clone(&changed),
+        });
+        stream.connections += 1;
+        Some((Ticket { number: stream.connections, changed }, closed))
     }
 
     /// Takes the connection away from the stream, unless it has a newer one; `None` if so.
-    pub(super) fn detach(&self, kind: StreamKind, ticket: Ticket) -> Option<Closed> {
+    pub(super) fn detach(&self, kind: StreamKind, ticket: &Ticket) -> Option<Closed> {
         let mut state = self.lock();
         let stream = state.stream(kind);
-        if stream.connection == ticket.0 { stream.close() } else { None }
-    }
-
-    /// Takes a batch for the stream's connection; false when it has been replaced or ended.
-    pub(super) fn poll_stream(
-        &self,
-        kind: StreamKind,
-        ticket: Ticket,
-        context: &Context<'_>,
-        batch: &mut Vec<Message>,
-    ) -> Poll<bool> {
-        let mut state = self.lock();
-        let stream = state.stream(kind);
-        if !stream.is_open || stream.connection != ticket.0 {
-            return Poll::Ready(false);
-        }
-        stream.queue.take_batch(batch);
-        if batch.is_empty() {
-            stream.queue.waker = Some(context.waker().clone());
-            return Poll::Pending;
-        }
-        Poll::Ready(true)
+        if stream.connections == ticket.number { stream.close() } else { None }
     }
 
     /// Takes the next message of the pipeline; `None` at the end.
@@ -186,24 +289,25 @@ impl Lanes {
         match state.pipeline.pop() {
             Some(message) => Poll::Ready(Some(message)),
             None => {
-                state.pipeline.waker = Some(context.waker().clone());
+                state.pipeline_waker = Some(context.waker().clone());
                 Poll::Pending
             }
         }
     }
 
-    /// Ends everything, and returns whoever is to be woken for it.
-    pub(super) fn end(&self) -> Vec<Waker> {
+    /// Ends everything.
+    pub(super) fn end(&self) {
         let mut state = self.lock();
         state.over = true;
-        let State { append, message, pipeline, .. } = &mut *state;
-        append.close();
-        message.close();
-        pipeline.clear();
-        [&mut append.queue, &mut message.queue, pipeline]
-            .into_iter()
-            .filter_map(|queue| queue.waker.take())
-            .collect()
+        for kind in StreamKind::ALL {
+            state.stream(kind).close();
+        }
+        state.pipeline.clear();
+        let waker = state.pipeline_waker.take();
+        drop(state);
+        if let Some(waker) = waker {
+            waker.wake();
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -213,12 +317,10 @@ impl Lanes {
 }
 
 /// What a stream's lost connection leaves behind.
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Closed {
     /// Messages waited for it; they are dropped.
     pub(super) messages_lost: bool,
-    /// Whoever serves it is to be woken.
-    pub(super) waker: Option<Waker>,
 }
 
 impl State {
@@ -231,18 +333,106 @@ impl State {
 }
 
 impl Stream {
-    fn close(&mut self) -> Option<Closed> {
-        if !std::mem::take(&mut self.is_open) {
-            return None;
+    /// The connection and what waits for it, if it is still the one of `ticket`.
+    const fn of(&mut self, ticket: &Ticket) -> Option<(&mut Line, &mut Queue)> {
+        match &mut self.line {
+            Some(line) if self.connections == ticket.number => Some((line, &mut self.queue)),
+            _ => None,
         }
-        let messages_lost = self.queue.clear();
-        Some(Closed { messages_lost, waker: self.queue.waker.take() })
+    }
+
+    fn flush_now(&mut self) -> u64 {
+        let Some(line) = self.line.as_mut().filter(|line| !line.handed_over) else { return 0 };
+        if self.queue.messages.is_empty() {
+            return 0;
+        }
+        let (flow, bytes) = if self.queue.bytes <= DIRECT_BYTES_MAX {
+            line.write(&mut self.queue)
+        } else {
+            (Flow::More, 0)
+        };
+        if !matches!(flow, Flow::Done) {
+            line.handed_over = true;
+            line.changed.notify_one();
+        }
+        bytes
+    }
+
+    fn close(&mut self) -> Option<Closed> {
+        let line = self.line.take()?;
+        if line.written == line.buffer.len() {
+            // The peer sees an end instead of a break. If it cannot, that is not worth waiting for.
+            line.wire.try_write(LAST_CHUNK).ok();
+        }
+        line.changed.notify_one();
+        Some(Closed { messages_lost: self.queue.clear() })
     }
 }
 
+impl Line {
+    /// Writes what is in the buffer, or else the next batch. Returns also the bytes of its
+    /// messages.
+    fn write(&mut self, queue: &mut Queue) -> (Flow, u64) {
+        let mut bytes = 0;
+        if self.buffer.is_empty() {
+            bytes = self.encode(queue);
+        }
+        while self.written < self.buffer.len() {
+            match self.wire.try_write(&self.buffer[self.written..]) {
+                Ok(0) => return (self.fail(io::ErrorKind::WriteZero.into()), bytes),
+                Ok(written) => self.written += written,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    self.handed_over = true;
+                    return (Flow::Full, bytes);
+                }
+                Err(error) => return (self.fail(error), bytes),
+            }
+        }
+        self.written = 0;
+        self.buffer.clear();
+        if BUFFER_BYTES_KEPT < self.buffer.capacity() {
+            self.buffer = BytesMut::new();
+        }
+        self.handed_over = !queue.messages.is_empty();
+        (if self.handed_over { Flow::More } else { Flow::Done }, bytes)
+    }
+
+    const fn fail(&mut self, error: io::Error) -> Flow {
+        self.handed_over = true;
+        Flow::Failed(error)
+    }
+
+    /// Moves a batch from the queue to the buffer, as one chunk.
+    fn encode(&mut self, queue: &mut Queue) -> u64 {
+        assert!(self.buffer.is_empty(), "a batch would be mixed with another");
+        let before = queue.bytes;
+        let mut bytes = 0;
+        self.buffer.put_slice(CHUNK_HEAD);
+        while before - queue.bytes < BATCH_BYTES
+            && let Some(message) = queue.pop()
+        {
+            self.encoder.encode(&message, &mut self.buffer);
+            bytes += message.encoded_len() as u64;
+        }
+        let length = self.buffer.len() - CHUNK_HEAD.len();
+        if length == 0 {
+            // An empty chunk would be the last one.
+            self.buffer.clear();
+            return 0;
+        }
+        let digits = format!("{length:08x}");
+        self.buffer[..digits.len()].copy_from_slice(digits.as_bytes());
+        self.buffer.put_slice(CHUNK_END);
+        bytes
+    }
+}
+
+const _: () = assert!(BATCH_BYTES < u32::MAX as usize, "the length of a chunk has eight digits");
+
 impl Queue {
     const fn new(messages_max: usize, bytes_max: usize) -> Self {
-        Self { messages: VecDeque::new(), bytes: 0, messages_max, bytes_max, waker: None }
+        Self { messages: VecDeque::new(), bytes: 0, messages_max, bytes_max }
     }
 
     /// Whether there was room. One message always has, however large it is.
@@ -263,15 +453,6 @@ impl Queue {
         Some(message)
     }
 
-    fn take_batch(&mut self, batch: &mut Vec<Message>) {
-        let before = self.bytes;
-        while before - self.bytes < BATCH_BYTES
-            && let Some(message) = self.pop()
-        {
-            batch.push(message);
-        }
-    }
-
     /// Whether messages waited.
     fn clear(&mut self) -> bool {
         self.bytes = 0;
@@ -283,97 +464,4 @@ impl Queue {
 }
 
 #[cfg(test)]
-mod tests {
-    use bytes::Bytes;
-    use proto::raftpb::{Entry, MessageType};
-
-    use super::*;
-
-    fn of(kind: MessageType) -> Message {
-        Message { r#type: Some(kind.into()), ..Message::default() }
-    }
-
-    fn large(bytes: usize) -> Message {
-        let entry = Entry { data: Some(Bytes::from(vec![0; bytes])), ..Entry::default() };
-        Message { entries: vec![entry], ..of(MessageType::MsgApp) }
-    }
-
-    fn take(lanes: &Lanes, kind: StreamKind, ticket: Ticket) -> Option<usize> {
-        let mut batch = Vec::new();
-        let context = Context::from_waker(Waker::noop());
-        match lanes.poll_stream(kind, ticket, &context, &mut batch) {
-            Poll::Ready(true) => Some(batch.len()),
-            Poll::Ready(false) => None,
-            Poll::Pending => Some(0),
-        }
-    }
-
-    #[test]
-    fn messages_take_the_pipeline_until_there_are_streams() {
-        let lanes = Lanes::new();
-        let context = Context::from_waker(Waker::noop());
-        lanes.push(of(MessageType::MsgApp)).expect("room");
-        assert!(lanes.poll_pipeline(&context).is_ready(), "an append without streams");
-        let (message, _) = lanes.attach(StreamKind::Message).expect("a peer");
-        lanes.push(of(MessageType::MsgApp)).expect("room");
-        assert_eq!(take(&lanes, StreamKind::Message, message), Some(1));
-        let (append, _) = lanes.attach(StreamKind::Append).expect("a peer");
-        lanes.push(of(MessageType::MsgApp)).expect("room");
-        lanes.push(of(MessageType::MsgHeartbeat)).expect("room");
-        lanes.push(of(MessageType::MsgApp)).expect("room");
-        assert_eq!(take(&lanes, StreamKind::Append, append), Some(2));
-        assert_eq!(take(&lanes, StreamKind::Message, message), Some(1));
-        assert!(lanes.poll_pipeline(&context).is_pending());
-    }
-
-    #[test]
-    fn a_newer_connection_ends_the_older_one_and_what_waited_for_it() {
-        let lanes = Lanes::new();
-        let (first, closed) = lanes.attach(StreamKind::Message).expect("a peer");
-        assert!(closed.is_none(), "there was no connection");
-        lanes.push(of(MessageType::MsgVote)).expect("room");
-        let (second, closed) = lanes.attach(StreamKind::Message).expect("a peer");
-        assert!(closed.expect("the first").messages_lost);
-        assert_eq!(take(&lanes, StreamKind::Message, first), None);
-        assert!(lanes.detach(StreamKind::Message, first).is_none(), "it is not the first's");
-        assert_eq!(take(&lanes, StreamKind::Message, second), Some(0));
-        assert!(!lanes.detach(StreamKind::Message, second).expect("its own").messages_lost);
-    }
-
-    #[test]
-    fn a_full_stream_drops_and_says_so() {
-        let lanes = Lanes::new();
-        let (ticket, _) = lanes.attach(StreamKind::Append).expect("a peer");
-        for _ in 0..STREAM_MESSAGES_MAX {
-            lanes.push(of(MessageType::MsgApp)).expect("room");
-        }
-        let dropped = lanes.push(of(MessageType::MsgApp)).expect_err("full");
-        assert_eq!(dropped, Full::Stream(StreamKind::Append));
-        let mut taken = 0;
-        while let Some(batch @ 1..) = take(&lanes, StreamKind::Append, ticket) {
-            taken += batch;
-        }
-        assert_eq!(taken, STREAM_MESSAGES_MAX);
-        lanes.push(large(STREAM_BYTES_MAX + 1)).expect("one always has room");
-        lanes.push(of(MessageType::MsgApp)).expect_err("full of bytes");
-    }
-
-    #[test]
-    fn a_batch_ends_before_it_is_too_large() {
-        let lanes = Lanes::new();
-        let (ticket, _) = lanes.attach(StreamKind::Append).expect("a peer");
-        for _ in 0..4 {
-            lanes.push(large(BATCH_BYTES / 2 + 1)).expect("room");
-        }
-        assert_eq!(take(&lanes, StreamKind::Append, ticket), Some(2));
-    }
-
-    #[test]
-    fn a_former_peer_takes_no_connections() {
-        let lanes = Lanes::new();
-        let (ticket, _) = lanes.attach(StreamKind::Append).expect("a peer");
-        lanes.end();
-        assert_eq!(take(&lanes, StreamKind::Append, ticket), None);
-        assert!(lanes.attach(StreamKind::Append).is_none());
-    }
-}
+mod tests;

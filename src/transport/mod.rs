@@ -6,9 +6,9 @@
 //! [`Local`] member; `boot` runs the [`Service`] on the thread `peer`.
 //!
 //! ```text
-//!   replica --send--> Transport --one bounded queue per peer and kind--> peer thread --HTTP/1.1--> peer
-//!                                                                            |
-//!   replica <--step, unreachable, snapshot_sent-- Local <--------------------+---- requests of peers
+//!   replica --send--> Transport --> lanes (bounded, per peer) --+--few--> socket ---------> peer
+//!                                                               +--many--> peer thread ---^
+//!   replica <--step, unreachable, snapshot_sent-- Local <-- peer thread <-- requests, streams of peers
 //! ```
 //!
 //! A peer dials this member for what it wants to receive; this member dials the peer. So each

@@ -1,35 +1,28 @@
-//! The sending end of a stream: the body of an answer that does not end.
+//! The sending end of a stream: an answer that does not end.
 //!
-//! Decides how messages become frames: everything that waits is encoded into one buffer and written
-//! at once. A sign of life goes out at a fixed pace, because the peer gives up on silence. Attached
-//! by `incoming` when a peer asks for its stream; polled by the connection on the `peer` thread.
+//! Decides when a stream is lost: when its socket takes nothing for too long, fails, or is closed by
+//! the peer. A sign of life goes out at a fixed pace, because the peer gives up on silence. Most
+//! messages are written by the replica (`lanes`); this task, one for each stream on the `peer`
+//! thread, writes the rest. Started by `server` when a peer asks for its stream.
 //!
 //! Source: etcd `server/etcdserver/api/rafthttp/stream.go`, `streamWriter`.
 
-use std::{
-    convert::Infallible,
-    future::Future as _,
-    pin::Pin,
-    sync::Arc,
-    task::{Context, Poll},
-    time::Duration,
-};
+use std::{io, sync::Arc, time::Duration};
 
-use bytes::{Bytes, BytesMut};
-use http_body::{Body, Frame};
-use prost::Message as _;
-use proto::raftpb::Message;
-use tokio::time::{Instant, Sleep, sleep};
+use tokio::{
+    net::TcpStream,
+    time::{Instant, sleep, timeout},
+};
 use tracing::{info, warn};
 
 use super::{
-    codec::Encoder,
-    kind::{StreamKind, link_heartbeat},
-    lanes::Ticket,
+    kind::StreamKind,
+    lanes::{Flow, Ticket, Wire},
     peer::Peer,
     shared::Shared,
     socket::SILENCE_MAX,
 };
+use crate::base::log;
 
 /// The pace of the signs of life.
 ///
@@ -41,107 +34,130 @@ const _: () = assert!(
     "one lost sign of life is not silence"
 );
 
-/// Room that is made for a batch of small messages.
-const BUFFER_BYTES: usize = 16 << 10;
-
-/// The messages of one stream, on one connection.
+/// A request for a stream that is granted.
 #[derive(Debug)]
-pub(super) struct Outlet {
+pub(super) struct Granted {
+    /// Who asked.
+    pub(super) peer: Arc<Peer>,
+    /// For what.
+    pub(super) kind: StreamKind,
+}
+
+/// One stream, on one connection.
+#[derive(Debug)]
+struct Outlet {
     shared: Arc<Shared>,
     peer: Arc<Peer>,
     kind: StreamKind,
     ticket: Ticket,
-    encoder: Encoder,
-    buffer: BytesMut,
-    batch: Vec<Message>,
-    heartbeat: Pin<Box<Sleep>>,
+    socket: Arc<TcpStream>,
 }
 
-impl Outlet {
-    /// Gives `peer` its stream on a new connection, in place of any older one; `None` if it is not
-    /// a peer any more.
-    pub(super) fn attach(shared: Arc<Shared>, peer: Arc<Peer>, kind: StreamKind) -> Option<Self> {
-        let (ticket, closed) = peer.lanes.attach(kind)?;
-        let (local, remote) = (shared.settings.member, peer.id);
-        info!(from = %local, to = %remote, "stream-type" = %kind, "set message encoder");
-        if let Some(closed) = closed {
-            if let Some(waker) = closed.waker {
-                shared.wake(waker);
-            }
-            warn!(
-                "stream-writer-type" = %kind,
-                "local-member-id" = %local,
-                "remote-peer-id" = %remote,
-                "closed TCP streaming connection with remote peer"
-            );
-            if closed.messages_lost {
-                shared.local().unreachable(remote);
-            }
-        }
-        peer.status.activate(shared.clock.now());
-        info!(
+/// Serves a stream on `socket`, in place of any older connection of it, until it ends.
+pub(super) async fn serve(shared: Arc<Shared>, granted: Granted, socket: TcpStream) {
+    let Granted { peer, kind } = granted;
+    let socket = Arc::new(socket);
+    let wire: Arc<dyn Wire> = Arc::<TcpStream>::clone(&socket);
+    let head = head(&shared);
+    // Without, it has ceased to be a peer meanwhile.
+    let Some((ticket, closed)) = peer.lanes.attach(kind, wire, head.as_bytes()) else { return };
+    let (local, remote) = (shared.settings.member, peer.id);
+    info!(from = %local, to = %remote, "stream-type" = %kind, "set message encoder");
+    if let Some(closed) = closed {
+        warn!(
             "stream-writer-type" = %kind,
             "local-member-id" = %local,
             "remote-peer-id" = %remote,
-            "established TCP streaming connection with remote peer"
+            "closed TCP streaming connection with remote peer"
         );
-        Some(Self {
-            shared,
-            peer,
-            kind,
-            ticket,
-            encoder: Encoder::new(kind),
-            buffer: BytesMut::new(),
-            batch: Vec::new(),
-            heartbeat: Box::pin(sleep(HEARTBEAT_INTERVAL)),
-        })
-    }
-
-    fn encode_batch(&mut self) -> Bytes {
-        self.buffer.reserve(BUFFER_BYTES);
-        let mut bytes = 0;
-        for message in self.batch.drain(..) {
-            self.encoder.encode(&message, &mut self.buffer);
-            bytes += message.encoded_len() as u64;
+        if closed.messages_lost {
+            shared.local().unreachable(remote);
         }
-        self.peer.sent_bytes.inc_by(bytes);
-        self.buffer.split().freeze()
     }
+    peer.status.activate(shared.clock.now());
+    info!(
+        "stream-writer-type" = %kind,
+        "local-member-id" = %local,
+        "remote-peer-id" = %remote,
+        "established TCP streaming connection with remote peer"
+    );
+    let outlet = Outlet { shared, peer, kind, ticket, socket };
+    let ended = outlet.run().await;
+    outlet.end(ended);
 }
 
-impl Body for Outlet {
-    type Data = Bytes;
-    type Error = Infallible;
+/// The start of the answer.
+fn head(shared: &Shared) -> String {
+    format!(
+        "HTTP/1.1 200 OK\r\n\
+         X-Etcd-Cluster-Id: {}\r\n\
+         X-Server-Version: {}\r\n\
+         Date: {}\r\n\
+         Transfer-Encoding: chunked\r\n\r\n",
+        shared.settings.cluster,
+        shared.settings.server_version,
+        log::http_date(shared.clock.unix()),
+    )
+}
 
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
-        let this = &mut *self;
-        match this.peer.lanes.poll_stream(this.kind, this.ticket, context, &mut this.batch) {
-            Poll::Ready(true) => {}
-            Poll::Ready(false) => return Poll::Ready(None),
-            Poll::Pending => {
-                if this.heartbeat.as_mut().poll(context).is_pending() {
-                    return Poll::Pending;
+impl Outlet {
+    /// Writes until the stream is over, or lost with an error.
+    async fn run(&self) -> io::Result<()> {
+        let mut heartbeat = std::pin::pin!(sleep(HEARTBEAT_INTERVAL));
+        loop {
+            if !self.write().await? {
+                return Ok(());
+            }
+            tokio::select! {
+                () = self.ticket.changed.notified() => {}
+                () = heartbeat.as_mut() => {
+                    heartbeat.as_mut().reset(Instant::now() + HEARTBEAT_INTERVAL);
+                    self.peer.lanes.push_heartbeat(self.kind, &self.ticket);
                 }
-                this.heartbeat.as_mut().reset(Instant::now() + HEARTBEAT_INTERVAL);
-                this.batch.push(link_heartbeat());
+                readable = self.socket.readable() => {
+                    readable?;
+                    self.read()?;
+                }
             }
         }
-        Poll::Ready(Some(Ok(Frame::data(this.encode_batch()))))
     }
-}
 
-impl Drop for Outlet {
-    fn drop(&mut self) {
+    /// Writes all there is; false at the end of the stream.
+    async fn write(&self) -> io::Result<bool> {
+        loop {
+            let (flow, bytes) = self.peer.lanes.flush(self.kind, &self.ticket);
+            self.peer.sent_bytes.inc_by(bytes);
+            match flow {
+                Flow::Done => return Ok(true),
+                Flow::Over => return Ok(false),
+                Flow::Failed(error) => return Err(error),
+                // The replica may want to push meanwhile, and other streams to write.
+                Flow::More => tokio::task::yield_now().await,
+                Flow::Full => match timeout(SILENCE_MAX, self.socket.writable()).await {
+                    Ok(writable) => writable?,
+                    Err(_) => return Err(io::ErrorKind::TimedOut.into()),
+                },
+            }
+        }
+    }
+
+    /// A peer has nothing to say on a stream: whatever comes is its end.
+    fn read(&self) -> io::Result<()> {
+        match self.socket.try_read(&mut [0; 64]) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(()),
+            Ok(0) => Err(io::ErrorKind::UnexpectedEof.into()),
+            Ok(_) => Err(io::ErrorKind::InvalidData.into()),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn end(&self, ended: io::Result<()>) {
         // None if it was replaced, or the peer is not one any more: then nothing was lost here.
-        if self.peer.lanes.detach(self.kind, self.ticket).is_none()
-            || self.shared.stop.is_cancelled()
-        {
+        let Err(error) = ended else { return };
+        if self.peer.lanes.detach(self.kind, &self.ticket).is_none() {
             return;
         }
-        self.peer.status.deactivate("write", self.kind, "the connection ended");
+        self.peer.status.deactivate("write", self.kind, error);
         self.peer.sent_failures.inc();
         warn!(
             "stream-writer-type" = %self.kind,

@@ -17,7 +17,6 @@ use http::{
 };
 use http_body::{Body, Frame, SizeHint};
 
-use super::outlet::Outlet;
 use crate::model::ClusterId;
 
 /// The type of sentences.
@@ -36,8 +35,6 @@ pub(super) enum ReplyBody {
     Empty,
     /// All of it.
     Content(Bytes),
-    /// Messages, for as long as the stream lasts.
-    Stream(Box<Outlet>),
 }
 
 impl Body for ReplyBody {
@@ -46,14 +43,11 @@ impl Body for ReplyBody {
 
     fn poll_frame(
         mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
+        _context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
-        if let Self::Stream(outlet) = &mut *self {
-            return Pin::new(outlet.as_mut()).poll_frame(context);
-        }
         match mem::replace(&mut *self, Self::Empty) {
             Self::Content(bytes) => Poll::Ready(Some(Ok(Frame::data(bytes)))),
-            Self::Empty | Self::Stream(_) => Poll::Ready(None),
+            Self::Empty => Poll::Ready(None),
         }
     }
 
@@ -65,7 +59,6 @@ impl Body for ReplyBody {
         match self {
             Self::Empty => SizeHint::with_exact(0),
             Self::Content(bytes) => SizeHint::with_exact(bytes.len() as u64),
-            Self::Stream(_) => SizeHint::default(),
         }
     }
 }

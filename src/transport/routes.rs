@@ -12,7 +12,7 @@
 //!
 //! Source: etcd `server/etcdserver/api/etcdhttp/peer.go`, `rafthttp/transport.go`.
 
-use std::{net::SocketAddr, sync::Arc};
+use std::net::SocketAddr;
 
 use http::{HeaderMap, HeaderValue, Method, Request, StatusCode};
 use hyper::body::Incoming;
@@ -22,6 +22,7 @@ use super::{
     PeerAnswer, PeerCall,
     body::{BodyError, read_body},
     incoming,
+    outlet::Granted,
     replies::{Reply, TEXT, closing, content, error, method_not_allowed, of_cluster, redirect},
     shared::Shared,
     snapshot_receiver,
@@ -34,23 +35,32 @@ use crate::{base::log, model::MemberId};
 const CALL_BYTES_MAX: usize = 64 << 10;
 
 /// Answers a request.
+///
+/// # Errors
+/// No error: with a stream that is granted. It is answered by whoever takes over the connection.
 pub(super) async fn route(
-    shared: Arc<Shared>,
+    shared: &Shared,
     remote: SocketAddr,
     request: Request<Incoming>,
-) -> Reply {
+) -> Result<Reply, Granted> {
     let path = request.uri().path();
     if let Some(location) = redirection(path) {
         let query = request.uri().query().map(|query| format!("?{query}")).unwrap_or_default();
-        return redirect(&format!("{location}{query}"), request.method() == Method::GET);
+        let location = format!("{location}{query}");
+        return Ok(redirect(&location, request.method() == Method::GET));
     }
-    match path {
-        "/raft" => incoming::message(&shared, remote, request).await,
-        "/raft/snapshot" => snapshot_receiver::receive(&shared, remote, request).await,
-        "/raft/probing" => probing(&shared),
-        _ if path.starts_with("/raft/stream/") => incoming::stream(shared, &request),
-        _ => call(&shared, request).await,
+    if path.starts_with("/raft/stream/") {
+        return match incoming::stream(shared, &request) {
+            Ok(granted) => Err(granted),
+            Err(refused) => Ok(*refused),
+        };
     }
+    Ok(match path {
+        "/raft" => incoming::message(shared, remote, request).await,
+        "/raft/snapshot" => snapshot_receiver::receive(shared, remote, request).await,
+        "/raft/probing" => probing(shared),
+        _ => call(shared, request).await,
+    })
 }
 
 /// Where Go's library would send whoever asks for `path`.

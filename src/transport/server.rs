@@ -5,7 +5,15 @@
 //!
 //! Source: etcd `server/embed/etcd.go`, `servePeers`.
 
-use std::{convert::Infallible, net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    convert::Infallible,
+    future::{Future as _, pending, poll_fn},
+    net::SocketAddr,
+    pin::Pin,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    task::Poll,
+    time::Duration,
+};
 
 use hyper::{server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -17,6 +25,7 @@ use tokio::{
 use tracing::{debug, warn};
 
 use super::{
+    outlet::{self, Granted},
     routes::route,
     shared::Shared,
     socket::{SILENCE_MAX, Socket},
@@ -67,9 +76,24 @@ async fn serve(
         Err(error) => return debug!(%error, %remote, "a connection of a peer ended"),
     };
     let stop = shared.stop.clone();
-    let service = service_fn(move |request| {
-        let shared = Arc::clone(&shared);
-        async move { Ok::<_, Infallible>(route(shared, remote, request).await) }
+    stop.run_until_cancelled(talk(shared, socket, remote)).await;
+}
+
+/// Answers requests, until the connection ends or becomes a stream.
+async fn talk(shared: Arc<Shared>, socket: Socket, remote: SocketAddr) {
+    let granted = Arc::<Mutex<Option<Granted>>>::default();
+    let service = service_fn(|request| {
+        let (shared, granted) = (Arc::clone(&shared), Arc::clone(&granted));
+        async move {
+            match route(&shared, remote, request).await {
+                Ok(reply) => Ok::<_, Infallible>(reply),
+                Err(stream) => {
+                    *lock(&granted) = Some(stream);
+                    // The connection is taken over before this is polled again.
+                    pending().await
+                }
+            }
+        }
     });
     let mut builder = http1::Builder::new();
     builder
@@ -78,8 +102,25 @@ async fn serve(
         .max_header_size(HEAD_BYTES_MAX)
         .max_buf_size(BUFFER_BYTES_MAX)
         .title_case_headers(true);
-    let connection = builder.serve_connection(TokioIo::new(socket), service);
-    if let Some(Err(error)) = stop.run_until_cancelled(connection).await {
-        debug!(%error, %remote, "a connection of a peer ended");
+    let mut connection = builder.serve_connection(TokioIo::new(socket), service);
+    let stream = poll_fn(|context| {
+        let ended = Pin::new(&mut connection).poll(context);
+        match lock(&granted).take() {
+            Some(stream) => Poll::Ready(Ok(Some(stream))),
+            None => ended.map_ok(|()| None),
+        }
+    });
+    match stream.await {
+        Ok(Some(stream)) => {
+            let socket = connection.into_parts().io.into_inner().into_inner();
+            outlet::serve(shared, stream, socket).await;
+        }
+        Ok(None) => {}
+        Err(error) => debug!(%error, %remote, "a connection of a peer ended"),
     }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // Nothing panics while it holds the lock, so a poisoned value is still whole.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

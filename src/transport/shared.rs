@@ -7,7 +7,6 @@ use std::{
     collections::BTreeMap,
     mem,
     sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
-    task::Waker,
 };
 
 use proto::raftpb::Message;
@@ -22,14 +21,7 @@ use super::{
     lanes::Full,
     peer::{Peer, Standing},
 };
-use crate::{
-    base::{
-        clock::Clock,
-        courier::{Courier, Rounds},
-    },
-    consensus::SnapshotReport,
-    model::MemberId,
-};
+use crate::{base::clock::Clock, consensus::SnapshotReport, model::MemberId};
 
 /// Peers that are known only because they asked for something. More are not remembered: whoever
 /// can reach the port could name any number.
@@ -60,7 +52,6 @@ pub(super) struct Shared {
     /// For databases that are received.
     pub(super) room_for_snapshots: Semaphore,
     local: OnceLock<Arc<dyn Local>>,
-    courier: OnceLock<Arc<Courier>>,
     registry: Mutex<Registry>,
 }
 
@@ -111,7 +102,6 @@ impl Shared {
             room_for_bodies: Semaphore::new(LARGE_BODIES_MAX),
             room_for_snapshots: Semaphore::new(SNAPSHOTS_RECEIVED_MAX),
             local: OnceLock::new(),
-            courier: OnceLock::new(),
             registry: Mutex::default(),
         }
     }
@@ -120,7 +110,6 @@ impl Shared {
     pub(super) fn begin(&self, local: Arc<dyn Local>) {
         let is_first = self.local.set(local).is_ok();
         assert!(is_first, "a transport has one service");
-        self.courier.set(Courier::of_this_thread()).ok();
     }
 
     /// The member behind the transport.
@@ -129,7 +118,7 @@ impl Shared {
     }
 
     pub(super) fn send(&self, messages: Vec<Message>) {
-        let mut rounds = Rounds::default();
+        let mut reached: Vec<Arc<Peer>> = Vec::new();
         let mut dropped = Vec::new();
         let registry = self.lock();
         for message in messages {
@@ -145,13 +134,15 @@ impl Shared {
             };
             let kind = message.r#type();
             match peer.lanes.push(message) {
-                Ok(Some(waker)) => self.add_round(&mut rounds, waker),
-                Ok(None) => {}
+                Ok(()) if reached.iter().any(|known| Arc::ptr_eq(known, peer)) => {}
+                Ok(()) => reached.push(Arc::clone(peer)),
                 Err(full) => dropped.push((Arc::clone(peer), kind.as_str_name(), full)),
             }
         }
         drop(registry);
-        rounds.go();
+        for peer in reached {
+            peer.sent_bytes.inc_by(peer.lanes.flush_now());
+        }
         for (peer, kind, full) in dropped {
             self.report_dropped(&peer, kind, full);
         }
@@ -210,7 +201,7 @@ impl Shared {
             return;
         }
         if let Some(remote) = registry.remotes.remove(&id) {
-            self.end(&remote);
+            Self::end(&remote);
         }
         info!("remote-peer-id" = %id, "starting remote peer");
         let peer = Arc::new(self.new_peer(id, Standing::Member, urls));
@@ -232,7 +223,7 @@ impl Shared {
         match removed {
             Some(peer) => {
                 info!("remote-peer-id" = %id, "stopping remote peer");
-                self.end(&peer);
+                Self::end(&peer);
                 info!("remote-peer-id" = %id, "stopped remote peer");
                 info!(
                     "local-member-id" = %local,
@@ -327,30 +318,14 @@ impl Shared {
         self.local().removed();
     }
 
-    /// Wakes a task of the `peer` thread.
-    pub(super) fn wake(&self, waker: Waker) {
-        let mut rounds = Rounds::default();
-        self.add_round(&mut rounds, waker);
-        rounds.go();
-    }
-
-    fn add_round(&self, rounds: &mut Rounds, waker: Waker) {
-        match self.courier.get() {
-            Some(courier) => rounds.add(waker, Arc::clone(courier)),
-            None => waker.wake(),
-        }
-    }
-
     fn new_peer(&self, id: MemberId, standing: Standing, urls: Vec<String>) -> Peer {
         Peer::new(self.settings.member, id, standing, urls, self.stop.child_token())
     }
 
-    fn end(&self, peer: &Peer) {
+    fn end(peer: &Peer) {
         peer.over.cancel();
         peer.status.end();
-        for waker in peer.lanes.end() {
-            self.wake(waker);
-        }
+        peer.lanes.end();
     }
 
     fn lock(&self) -> MutexGuard<'_, Registry> {

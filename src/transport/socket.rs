@@ -40,6 +40,11 @@ impl Socket {
         Ok(Self { stream, stalled: None })
     }
 
+    /// The socket itself.
+    pub(super) fn into_inner(self) -> TcpStream {
+        self.stream
+    }
+
     /// Passes on the result of a write, or ends the waiting for one.
     fn watch<T>(
         &mut self,

@@ -192,9 +192,9 @@ fn a_stream_begins_at_once_and_shows_signs_of_life() {
     assert!(head.contains("\r\nX-Etcd-Cluster-Id: c1\r\n"), "{head}");
     assert!(head.to_lowercase().contains("\r\ntransfer-encoding: chunked\r\n"), "{head}");
     // A chunk of ten bytes: the length of a message, and one without sender and receiver.
-    let mut chunk = [0; 15];
+    let mut chunk = [0; 22];
     socket.read_exact(&mut chunk).expect("a heartbeat");
-    assert_eq!(&chunk, b"A\r\n\0\0\0\0\0\0\0\x02\x08\x08\r\n");
+    assert_eq!(&chunk, b"0000000a\r\n\0\0\0\0\0\0\0\x02\x08\x08\r\n");
     one.send(MemberId(9), MessageType::MsgHeartbeat, 4);
     socket.read_exact(&mut chunk).expect("a message");
 }
