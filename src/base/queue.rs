@@ -2,7 +2,8 @@
 //!
 //! Decides how batches form: whatever arrived while the consumer was busy is its next batch. The
 //! consumer sleeps only on an empty queue, and a producer wakes it only when the queue stops being
-//! empty, so a hand-over costs one wake-up per batch.
+//! empty, so a hand-over costs one wake-up per batch. A consumer that could not act on some items yet
+//! lets those of patient producers lie, and is woken by the others only.
 //!
 //! Invariants
 //! - Q1 Items leave in the order in which they came.
@@ -53,9 +54,30 @@ struct Shared<T> {
 #[derive(Debug)]
 struct State<T> {
     items: VecDeque<T>,
+    /// Whether an item waits whose producer was not patient.
+    urgent: bool,
     senders: usize,
     receiver_gone: bool,
-    receiver_sleeps: bool,
+    /// What the consumer sleeps for, if it does.
+    sleep: Option<WakeFor>,
+}
+
+/// What ends the sleep of a consumer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WakeFor {
+    /// Any item.
+    Any,
+    /// Items of producers that are not patient.
+    Urgent,
+}
+
+impl<T> State<T> {
+    fn has(&self, wanted: WakeFor) -> bool {
+        match wanted {
+            WakeFor::Any => !self.items.is_empty(),
+            WakeFor::Urgent => self.urgent,
+        }
+    }
 }
 
 /// A queue for at most `items_max` items.
@@ -65,9 +87,10 @@ pub fn bounded<T>(items_max: usize) -> (Sender<T>, Receiver<T>) {
     let shared = Arc::new(Shared {
         state: Mutex::new(State {
             items: VecDeque::new(),
+            urgent: false,
             senders: 1,
             receiver_gone: false,
-            receiver_sleeps: false,
+            sleep: None,
         }),
         not_empty: Condvar::new(),
         not_full: Condvar::new(),
@@ -89,6 +112,18 @@ impl<T> Sender<T> {
     /// # Errors
     /// - [`Refused::Full`] at the bound, [`Refused::Closed`] without a consumer.
     pub fn try_send(&self, item: T) -> Result<(), Refused<T>> {
+        self.queue(item, WakeFor::Urgent)
+    }
+
+    /// As [`Sender::try_send`], for an item that may lie until something urgent comes.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn try_send_patient(&self, item: T) -> Result<(), Refused<T>> {
+        self.queue(item, WakeFor::Any)
+    }
+
+    fn queue(&self, item: T, wakes: WakeFor) -> Result<(), Refused<T>> {
         let state = self.0.lock();
         if state.receiver_gone {
             return Err(Refused::Closed(item));
@@ -96,7 +131,7 @@ impl<T> Sender<T> {
         if self.0.items_max <= state.items.len() {
             return Err(Refused::Full(item));
         }
-        self.push(state, item);
+        self.push(state, item, wakes);
         Ok(())
     }
 
@@ -112,7 +147,7 @@ impl<T> Sender<T> {
         if state.receiver_gone {
             return Err(Refused::Closed(item));
         }
-        self.push(state, item);
+        self.push(state, item, WakeFor::Urgent);
         Ok(())
     }
 
@@ -126,13 +161,18 @@ impl<T> Sender<T> {
         if state.receiver_gone {
             return Err(Refused::Closed(item));
         }
-        self.push(state, item);
+        self.push(state, item, WakeFor::Urgent);
         Ok(())
     }
 
-    fn push(&self, mut state: MutexGuard<'_, State<T>>, item: T) {
+    /// `wakes` is what a consumer must sleep for at least that the item wakes it.
+    fn push(&self, mut state: MutexGuard<'_, State<T>>, item: T, wakes: WakeFor) {
         state.items.push_back(item);
-        let wake = std::mem::take(&mut state.receiver_sleeps);
+        state.urgent |= wakes == WakeFor::Urgent;
+        let wake = state.sleep.is_some_and(|wanted| state.has(wanted));
+        if wake {
+            state.sleep = None;
+        }
         drop(state);
         if wake {
             self.0.not_empty.notify_one();
@@ -162,12 +202,25 @@ impl<T> Receiver<T> {
     /// Moves everything that waits to the end of `batch`, sleeping while there is nothing; for at
     /// most `timeout`, if one is given.
     pub fn drain(&mut self, batch: &mut Vec<T>, timeout: Option<Duration>) -> Drained {
+        self.drain_when(WakeFor::Any, batch, timeout)
+    }
+
+    /// As [`Receiver::drain`], but sleeps on until something of the wanted kind has come.
+    pub fn drain_when(
+        &mut self,
+        wanted: WakeFor,
+        batch: &mut Vec<T>,
+        timeout: Option<Duration>,
+    ) -> Drained {
         let mut state = self.0.lock();
-        while state.items.is_empty() {
+        while !state.has(wanted) {
             if state.senders == 0 {
-                return Drained::Closed;
+                if state.items.is_empty() {
+                    return Drained::Closed;
+                }
+                break;
             }
-            state.receiver_sleeps = true;
+            state.sleep = Some(wanted);
             match timeout {
                 None => {
                     state = self.0.not_empty.wait(state).unwrap_or_else(PoisonError::into_inner);
@@ -179,14 +232,16 @@ impl<T> Receiver<T> {
                         .wait_timeout(state, timeout)
                         .unwrap_or_else(PoisonError::into_inner);
                     state = again;
-                    if result.timed_out() && state.items.is_empty() {
-                        state.receiver_sleeps = false;
-                        return Drained::TimedOut;
+                    if result.timed_out() && !state.has(wanted) {
+                        break;
                     }
                 }
             }
         }
-        state.receiver_sleeps = false;
+        state.sleep = None;
+        if state.items.is_empty() {
+            return Drained::TimedOut;
+        }
         self.move_all(state, batch);
         Drained::Items
     }
@@ -199,6 +254,7 @@ impl<T> Receiver<T> {
     fn move_all(&self, mut state: MutexGuard<'_, State<T>>, batch: &mut Vec<T>) {
         let was_full = self.0.items_max <= state.items.len();
         batch.extend(state.items.drain(..));
+        state.urgent = false;
         drop(state);
         if was_full {
             self.0.not_full.notify_all();
@@ -237,6 +293,34 @@ mod tests {
         let (sender, _receiver) = bounded(1);
         sender.try_send(1).expect("there is room");
         assert_eq!(sender.try_send(2), Err(Refused::Full(2)));
+    }
+
+    #[test]
+    fn patient_items_lie_until_an_urgent_one_comes_or_the_time_is_up() {
+        let (sender, mut receiver) = bounded(4);
+        sender.try_send_patient(1).expect("there is room");
+        let mut batch = Vec::new();
+        let short = Some(Duration::from_millis(1));
+        assert_eq!(receiver.drain_when(WakeFor::Urgent, &mut batch, short), Drained::Items);
+        assert_eq!(batch, [1], "nothing is left behind when the time is up");
+        let urgent = sender.clone();
+        sender.try_send_patient(2).expect("there is room");
+        let thread = crate::base::thread::spawn(
+            "urgent",
+            crate::base::thread::Priority::Normal,
+            move || {
+                urgent.try_send(3).expect("there is room");
+            },
+        );
+        assert_eq!(receiver.drain_when(WakeFor::Urgent, &mut batch, None), Drained::Items);
+        assert_eq!(batch, [1, 2, 3]);
+        thread.expect("a thread").join().expect("no panic");
+        sender.try_send_patient(4).expect("there is room");
+        assert_eq!(receiver.drain(&mut batch, None), Drained::Items, "any item ends this sleep");
+        sender.try_send_patient(5).expect("there is room");
+        drop(sender);
+        assert_eq!(receiver.drain_when(WakeFor::Urgent, &mut batch, None), Drained::Items);
+        assert_eq!(receiver.drain_when(WakeFor::Urgent, &mut batch, None), Drained::Closed);
     }
 
     #[test]

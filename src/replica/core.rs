@@ -13,16 +13,23 @@
 //! - C2 A proposal that came while nobody led is made when somebody leads, or forgotten after its
 //!   caller has been told that it timed out; never made later than that.
 //!
+//! A leader proposes what has come together while it writes its log, and sends it on while it writes
+//! that: at a write's end everything that waits becomes one batch, for its own disk and for each
+//! follower, and commit positions travel with it. A follower forwards in one message what came in
+//! one turn. Measured with three members and 64 clients: MEASURED.
+//!
 //! Deliberately absent: time (a tick is an input), threads, sockets, files.
 
 use std::{collections::VecDeque, fmt, mem};
 
 use bytes::Bytes;
-use proto::raftpb::{ConfChange, Entry, Message, Snapshot, SnapshotMetadata};
+use proto::raftpb::{
+    ConfChange, Entry, EntryType, Message, MessageType, Snapshot, SnapshotMetadata,
+};
 
 use crate::{
-    consensus::{Batch, BatchNumber, Raft, Ready, Role, SnapshotReport},
-    model::{LogIndex, MemberId, Outcome, RequestId, Term},
+    consensus::{Batch, BatchNumber, ProposeError, Raft, Ready, Role, SnapshotReport},
+    model::{LogIndex, MemberId, Outcome, RequestId, Term, entry_kind},
 };
 
 /// Everything that can make a replica act.
@@ -153,6 +160,12 @@ pub struct CoreSettings {
 /// Source: etcd cuts its in-memory log every 100 applied entries.
 pub(super) const TRUNCATE_EVERY_ENTRIES: u64 = 100;
 
+/// Commands that are forwarded to the leader in one message, in bytes; a single one may be larger.
+///
+/// Source: etcd raft `MaxSizePerMsg` as the server sets it is 512 KiB; a message is one frame of a
+/// stream that others wait behind.
+const FORWARDED_BYTES_MAX: usize = 512 << 10;
+
 /// A replica without its surroundings.
 #[derive(Debug)]
 pub struct Core {
@@ -163,6 +176,10 @@ pub struct Core {
     unsent: VecDeque<(BatchNumber, Vec<Message>)>,
     /// Snapshots of batches that are not durable yet, oldest first.
     uninstalled: VecDeque<(BatchNumber, Box<Snapshot>)>,
+    /// Commands that are to be proposed together, oldest first.
+    held: Vec<Bytes>,
+    /// The newest batch with entries that is not durable yet.
+    writing: Option<BatchNumber>,
     /// Proposals that came while nobody led, with the tick of their arrival.
     parked: VecDeque<(u64, Proposal)>,
     ticks: u64,
@@ -186,6 +203,8 @@ impl Core {
             effects: Vec::new(),
             unsent: VecDeque::new(),
             uninstalled: VecDeque::new(),
+            held: Vec::new(),
+            writing: None,
             parked: VecDeque::new(),
             ticks: 0,
             leadership: Leadership::default(),
@@ -203,6 +222,12 @@ impl Core {
     #[must_use]
     pub const fn committed(&self) -> LogIndex {
         self.raft.committed_index()
+    }
+
+    /// Whether a proposal that comes now waits for the end of a write.
+    #[must_use]
+    pub fn holds_proposals(&self) -> bool {
+        self.writing.is_some() && self.raft.role() == Role::Leader
     }
 
     /// Takes notice of what the apply thread has applied, as long as it may: what follows a change
@@ -223,11 +248,7 @@ impl Core {
             // `note_applied`, and snapshots to the log.
             Input::Read | Input::Applied | Input::Installed | Input::SaveSnapshot { .. } => {}
             Input::AskProgress(member, ProgressReply(reply)) => reply(self.progress_of(member)),
-            Input::Peer(message) => {
-                if let Err(error) = self.raft.step(*message) {
-                    tracing::warn!(%error, "dropped a message of a peer");
-                }
-            }
+            Input::Peer(message) => self.take_message(*message),
             Input::Unreachable(member) => self.raft.report_unreachable(member),
             Input::SnapshotSent(member, report) => self.raft.report_snapshot(member, report),
             Input::Persisted(number) => self.persisted(number),
@@ -302,18 +323,59 @@ impl Core {
         }
     }
 
+    /// Commands that a follower forwards wait for the end of a write like one's own.
+    fn take_message(&mut self, message: Message) {
+        let is_command = |entry: &Entry| entry_kind(entry) == Some(EntryType::EntryNormal);
+        let forwards = message.r#type == Some(MessageType::MsgProp.into())
+            && self.raft.role() == Role::Leader
+            && message.entries.iter().all(is_command);
+        if forwards {
+            self.held
+                .extend(message.entries.into_iter().map(|entry| entry.data.unwrap_or_default()));
+        } else if let Err(error) = self.raft.step(message) {
+            tracing::warn!(%error, "dropped a message of a peer");
+        }
+    }
+
     fn propose(&mut self, proposal: Proposal) {
         if self.raft.leader() == MemberId(0) {
             self.parked.push_back((self.ticks, proposal));
             return;
         }
-        let proposed = match proposal {
-            Proposal::Command(data) => self.raft.propose(vec![data]),
-            Proposal::ConfChange(change) => self.raft.propose_conf_change(&change),
-        };
-        if let Err(error) = proposed {
-            // Its caller learns of it by time-out, as with a message that a leader never got.
-            tracing::debug!(%error, "a proposal was dropped");
+        match proposal {
+            Proposal::Command(data) => self.held.push(data),
+            Proposal::ConfChange(change) => {
+                // In the order in which they came.
+                self.propose_held();
+                note_dropped(self.raft.propose_conf_change(&change));
+            }
+        }
+    }
+
+    fn propose_held(&mut self) {
+        let held = mem::take(&mut self.held);
+        if self.raft.leader() == MemberId(0) {
+            let parked = held.into_iter().map(|data| (self.ticks, Proposal::Command(data)));
+            self.parked.extend(parked);
+            return;
+        }
+        let mut together = Vec::new();
+        let mut bytes = 0;
+        for data in held {
+            if FORWARDED_BYTES_MAX < bytes + data.len() && !together.is_empty() {
+                note_dropped(self.raft.propose(mem::take(&mut together)));
+                bytes = 0;
+            }
+            bytes += data.len();
+            together.push(data);
+        }
+        note_dropped(self.raft.propose(together));
+    }
+
+    /// Proposes what waits, unless this member leads and writes what it proposed before.
+    fn propose_when_written(&mut self) {
+        if !self.held.is_empty() && !self.holds_proposals() {
+            self.propose_held();
         }
     }
 
@@ -323,6 +385,7 @@ impl Core {
             self.effects.push(Effect::Send(messages));
         }
         self.raft.persisted(number);
+        self.writing = self.writing.filter(|writing| number < *writing);
         while self.uninstalled.front().is_some_and(|(batch, _)| *batch <= number) {
             let (_, snapshot) = self.uninstalled.pop_front().expect("the front was just seen");
             self.effects.push(Effect::Install(snapshot));
@@ -331,19 +394,25 @@ impl Core {
 
     /// Takes out everything that the inputs so far make happen, in order.
     pub fn take_effects(&mut self) -> Vec<Effect> {
-        while let Some(ready) = self.raft.ready() {
-            self.absorb(ready);
+        loop {
+            // A new leader may be given what waited for one.
             self.note_leadership();
+            self.propose_when_written();
+            let Some(ready) = self.raft.ready() else { break };
+            self.absorb(ready);
         }
-        self.note_leadership();
         mem::take(&mut self.effects)
     }
 
-    fn absorb(&mut self, ready: Ready) {
+    fn absorb(&mut self, mut ready: Ready) {
         if !ready.messages.is_empty() {
+            drop_superseded(&mut ready.messages);
             self.effects.push(Effect::Send(ready.messages));
         }
         if let Some(mut batch) = ready.batch {
+            if !batch.entries.is_empty() {
+                self.writing = Some(batch.number);
+            }
             let messages = mem::take(&mut batch.messages);
             if !messages.is_empty() {
                 self.unsent.push_back((batch.number, messages));
@@ -384,6 +453,35 @@ impl Core {
             }
         }
     }
+}
+
+/// A proposal that raft does not take: its caller learns of it by time-out, as with a message that a
+/// leader never got.
+fn note_dropped(proposed: Result<(), ProposeError>) {
+    if let Err(error) = proposed {
+        tracing::debug!(%error, "a proposal was dropped");
+    }
+}
+
+/// Takes out messages that only tell a commit position which a later message to the same member
+/// tells as well. Any message may be lost on its way, so none is missed.
+fn drop_superseded(messages: &mut Vec<Message>) {
+    let append = Some(MessageType::MsgApp.into());
+    let mut later: Vec<(Option<u64>, Option<u64>)> = Vec::new();
+    let mut kept = Vec::with_capacity(messages.len());
+    for message in messages.drain(..).rev() {
+        if message.r#type == append {
+            let (to, commit) = (message.to, message.commit);
+            let is_told = later.iter().any(|(other, told)| *other == to && commit <= *told);
+            if message.entries.is_empty() && is_told {
+                continue;
+            }
+            later.push((to, commit));
+        }
+        kept.push(message);
+    }
+    kept.reverse();
+    *messages = kept;
 }
 
 #[cfg(test)]
@@ -491,6 +589,134 @@ mod tests {
         });
         let kinds: Vec<EntryType> = kinds.collect();
         assert_eq!(kinds, [EntryType::EntryConfChange], "the second change was not taken");
+    }
+
+    /// A leader of two whose other member answers when the test says so.
+    fn leader_of_two() -> Core {
+        let conf_state = ConfState { voters: vec![ONE.0, 2], ..ConfState::default() };
+        let state = RaftState { conf_state, ..RaftState::default() };
+        let config = Config { pre_vote: false, ..Config::new(ONE) };
+        let raft = Raft::new(config, state, Box::new(|_| 0)).expect("the state is legal");
+        let settings = CoreSettings { catch_up_entries: 10, park_ticks_max: 3 };
+        let mut core = Core::new(raft, settings);
+        core.raft.campaign();
+        assert_eq!(persist_all(&mut core).len(), 1, "a vote is asked for");
+        let vote = Message {
+            r#type: Some(MessageType::MsgVoteResp.into()),
+            from: Some(2),
+            to: Some(ONE.0),
+            term: Some(1),
+            ..Message::default()
+        };
+        core.handle(Input::Peer(Box::new(vote)));
+        persist_all(&mut core);
+        assert_eq!(core.raft.role(), Role::Leader);
+        core.handle(Input::Peer(Box::new(acknowledges(LogIndex(1)))));
+        persist_all(&mut core);
+        core
+    }
+
+    fn acknowledges(index: LogIndex) -> Message {
+        Message {
+            r#type: Some(MessageType::MsgAppResp.into()),
+            from: Some(2),
+            to: Some(ONE.0),
+            term: Some(1),
+            index: Some(index.0),
+            ..Message::default()
+        }
+    }
+
+    /// Carries effects out with a disk that is done at once; what was sent.
+    fn persist_all(core: &mut Core) -> Vec<Message> {
+        let mut sent = Vec::new();
+        loop {
+            let effects = core.take_effects();
+            if effects.is_empty() {
+                return sent;
+            }
+            for effect in effects {
+                match effect {
+                    Effect::Persist(batch) => core.handle(Input::Persisted(batch.number)),
+                    Effect::Send(messages) => sent.extend(messages),
+                    Effect::Apply(entries) => {
+                        core.note_applied(crate::model::entry_index(entries.last().expect("some")));
+                    }
+                    Effect::Install(_)
+                    | Effect::ConfirmRead { .. }
+                    | Effect::Answer { .. }
+                    | Effect::Leadership(_) => {}
+                }
+            }
+        }
+    }
+
+    fn written(effects: &[Effect]) -> Vec<(BatchNumber, usize)> {
+        let written = effects.iter().filter_map(|effect| match effect {
+            Effect::Persist(batch) => Some((batch.number, batch.entries.len())),
+            _ => None,
+        });
+        written.collect()
+    }
+
+    #[test]
+    fn what_comes_while_a_leader_writes_is_proposed_together_when_it_has_written() {
+        let mut core = leader_of_two();
+        core.handle(Input::Propose("a".into()));
+        let [(number, 1)] = written(&core.take_effects())[..] else { panic!("one is written") };
+        assert!(core.holds_proposals());
+        core.handle(Input::Propose("b".into()));
+        let entry = Entry { data: Some("c".into()), ..Entry::default() };
+        let forwarded = Message {
+            r#type: Some(MessageType::MsgProp.into()),
+            from: Some(2),
+            to: Some(ONE.0),
+            entries: vec![entry],
+            ..Message::default()
+        };
+        core.handle(Input::Peer(Box::new(forwarded)));
+        assert!(written(&core.take_effects()).is_empty(), "the write is under way");
+        core.handle(Input::Persisted(number));
+        core.handle(Input::Peer(Box::new(acknowledges(LogIndex(2)))));
+        let effects = core.take_effects();
+        let [(_, 2)] = written(&effects)[..] else { panic!("{effects:?}") };
+        let sent: Vec<&Message> = effects
+            .iter()
+            .flat_map(|effect| match effect {
+                Effect::Send(messages) => messages.as_slice(),
+                _ => &[],
+            })
+            .collect();
+        let [message] = sent[..] else { panic!("the commit travels with the entries: {sent:?}") };
+        assert_eq!((message.entries.len(), message.commit), (2, Some(2)));
+    }
+
+    #[test]
+    fn only_a_message_that_tells_nothing_but_an_older_commit_is_left_out() {
+        let append = |to: u64, commit: u64, entries: usize| Message {
+            r#type: Some(MessageType::MsgApp.into()),
+            to: Some(to),
+            commit: Some(commit),
+            entries: vec![Entry::default(); entries],
+            ..Message::default()
+        };
+        let heartbeat = Message {
+            r#type: Some(MessageType::MsgHeartbeat.into()),
+            to: Some(2),
+            ..append(2, 0, 0)
+        };
+        let mut messages = vec![
+            append(2, 5, 0),
+            append(3, 5, 0),
+            append(2, 4, 1),
+            heartbeat,
+            append(2, 5, 2),
+            append(3, 4, 1),
+        ];
+        let mut expected = messages.clone();
+        expected.remove(0);
+        drop_superseded(&mut messages);
+        assert_eq!(messages, expected);
     }
 
     #[test]

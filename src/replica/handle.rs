@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use proto::raftpb::{ConfChange, Message};
+use proto::raftpb::{ConfChange, Message, MessageType};
 use tokio::sync::oneshot;
 
 use crate::{
@@ -128,6 +128,15 @@ pub(super) struct Parts {
     pub(super) transport: Transport,
 }
 
+fn unavailable(refused: Refused<Input>) -> Unavailable {
+    match refused {
+        Refused::Full(_) => {
+            Unavailable::Overloaded { backlog_entries_max: QUEUE_PROPOSALS_MAX as u64 }
+        }
+        Refused::Closed(_) => Unavailable::Stopped,
+    }
+}
+
 impl Handle {
     pub(super) fn new(parts: Parts) -> Self {
         let Parts { shared, inputs, limits, lessor, flusher, backend, watch, transport } = parts;
@@ -196,17 +205,12 @@ impl Handle {
         let (reply, answer): (Reply, _) = reply();
         shared.pending.insert(id, shared.clock.now(), reply);
         let _waiting = Waiting { shared, id };
-        self.send(input)?;
+        self.0.inputs.try_send_patient(input).map_err(unavailable)?;
         answer.await.unwrap_or(Err(Unavailable::Stopped))
     }
 
     fn send(&self, input: Input) -> Result<(), Unavailable> {
-        self.0.inputs.try_send(input).map_err(|refused| match refused {
-            Refused::Full(_) => {
-                Unavailable::Overloaded { backlog_entries_max: QUEUE_PROPOSALS_MAX as u64 }
-            }
-            Refused::Closed(_) => Unavailable::Stopped,
-        })
+        self.0.inputs.try_send(input).map_err(unavailable)
     }
 
     /// What has been applied here, without asking anybody: for serializable reads.
@@ -302,7 +306,10 @@ impl Handle {
 
     /// Takes a peer's raft message; one that finds no room is lost, as on the way.
     pub fn step(&self, message: Message) {
-        drop(self.0.inputs.try_send(Input::Peer(Box::new(message))));
+        let forwards = message.r#type == Some(MessageType::MsgProp.into());
+        let input = Input::Peer(Box::new(message));
+        let inputs = &self.0.inputs;
+        drop(if forwards { inputs.try_send_patient(input) } else { inputs.try_send(input) });
     }
 
     /// Learns that a message to `member` did not get through.

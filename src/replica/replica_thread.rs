@@ -15,7 +15,7 @@ use proto::raftpb::{Message, MessageType};
 
 use crate::{
     base::{
-        queue::{Drained, Receiver, Sender},
+        queue::{Drained, Receiver, Sender, WakeFor},
         thread,
     },
     lease::Lessor,
@@ -84,7 +84,8 @@ impl ReplicaThread {
             // Read before the queue: a change of membership is queued before its entry shows as
             // applied, so raft makes the change before it is told so.
             let applied = self.shared.applied.get();
-            if self.inputs.drain(&mut inputs, Some(timeout)) == Drained::Closed {
+            let wanted = if self.core.holds_proposals() { WakeFor::Urgent } else { WakeFor::Any };
+            if self.inputs.drain_when(wanted, &mut inputs, Some(timeout)) == Drained::Closed {
                 break;
             }
             self.gather(&mut inputs);
