@@ -597,7 +597,8 @@ mod tests {
         let state = RaftState { conf_state, ..RaftState::default() };
         let config = Config { pre_vote: false, ..Config::new(ONE) };
         let raft = Raft::new(config, state, Box::new(|_| 0)).expect("the state is legal");
-        let settings = CoreSettings { catch_up_entries: 10, park_ticks_max: 3 };
+        let settings =
+            CoreSettings { catch_up_entries: 10, truncate_every_entries: 100, park_ticks_max: 3 };
         let mut core = Core::new(raft, settings);
         core.raft.campaign();
         assert_eq!(persist_all(&mut core).len(), 1, "a vote is asked for");
