@@ -295,19 +295,19 @@ impl Lanes {
         }
     }
 
-    /// Ends everything.
-    pub(super) fn end(&self) {
+    /// Ends everything, and returns which streams had connections.
+    pub(super) fn end(&self) -> Vec<StreamKind> {
         let mut state = self.lock();
         state.over = true;
-        for kind in StreamKind::ALL {
-            state.stream(kind).close();
-        }
+        let mut closed = StreamKind::ALL.to_vec();
+        closed.retain(|kind| state.stream(*kind).close().is_some());
         state.pipeline.clear();
         let waker = state.pipeline_waker.take();
         drop(state);
         if let Some(waker) = waker {
             waker.wake();
         }
+        closed
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {

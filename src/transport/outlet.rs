@@ -158,7 +158,7 @@ impl Outlet {
             return;
         }
         self.peer.status.deactivate("write", self.kind, error);
-        self.peer.sent_failures.inc();
+        self.peer.count_failure();
         warn!(
             "stream-writer-type" = %self.kind,
             "local-member-id" = %self.shared.settings.member,

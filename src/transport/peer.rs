@@ -4,8 +4,9 @@
 //! messages in, and by the tasks on the `peer` thread, which move them.
 
 use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
 
-use super::{lanes::Lanes, metrics, picker::Picker, status::Status};
+use super::{kind::StreamKind, lanes::Lanes, metrics, picker::Picker, status::Status};
 use crate::{base::metrics::IntCounter, model::MemberId};
 
 /// What a peer is to this member.
@@ -30,7 +31,6 @@ pub(super) struct Peer {
     pub(super) over: CancellationToken,
     pub(super) sent_bytes: IntCounter,
     pub(super) received_bytes: IntCounter,
-    pub(super) sent_failures: IntCounter,
 }
 
 impl Peer {
@@ -50,7 +50,48 @@ impl Peer {
             over,
             sent_bytes: metrics::sent_bytes(id),
             received_bytes: metrics::received_bytes(id),
-            sent_failures: metrics::sent_failures(id),
         }
+    }
+
+    /// A message could not be sent.
+    pub(super) fn count_failure(&self) {
+        // A peer that never failed has no series.
+        metrics::sent_failures(self.id).inc();
+    }
+
+    /// Ends everything that goes on with it.
+    pub(super) fn end(&self, local: MemberId) {
+        let remote = self.id;
+        info!("remote-peer-id" = %remote, "stopping remote peer");
+        self.over.cancel();
+        self.status.end();
+        for kind in self.lanes.end() {
+            warn!(
+                "stream-writer-type" = %kind,
+                "remote-peer-id" = %remote,
+                "closed TCP streaming connection with remote peer"
+            );
+        }
+        for kind in StreamKind::ALL {
+            info!(
+                "stream-writer-type" = %kind,
+                "remote-peer-id" = %remote,
+                "stopped TCP streaming connection with remote peer"
+            );
+        }
+        info!(
+            "local-member-id" = %local,
+            "remote-peer-id" = %remote,
+            "stopped HTTP pipelining with remote peer"
+        );
+        for kind in StreamKind::ALL {
+            info!(
+                "stream-reader-type" = %kind,
+                "local-member-id" = %local,
+                "remote-peer-id" = %remote,
+                "stopped stream reader with remote peer"
+            );
+        }
+        info!("remote-peer-id" = %remote, "stopped remote peer");
     }
 }

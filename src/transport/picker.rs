@@ -21,9 +21,14 @@ impl Picker {
         Self(Mutex::new(State { urls, picked: 0 }))
     }
 
-    /// Forgets the URLs for others.
-    pub(super) fn update(&self, urls: Vec<String>) {
-        *self.lock() = State { urls, picked: 0 };
+    /// Forgets the URLs for others; whether they are others.
+    pub(super) fn update(&self, urls: Vec<String>) -> bool {
+        let mut state = self.lock();
+        let differs = state.urls != urls;
+        if differs {
+            *state = State { urls, picked: 0 };
+        }
+        differs
     }
 
     /// The URL to try; empty for a peer without any.
@@ -59,7 +64,8 @@ mod tests {
         assert_eq!(picker.pick(), "b", "the second report was of a URL that was left already");
         picker.unreachable("b");
         assert_eq!(picker.pick(), "a");
-        picker.update(Vec::new());
+        assert!(!picker.update(vec!["a".to_owned(), "b".to_owned()]));
+        assert!(picker.update(Vec::new()));
         picker.unreachable("a");
         assert_eq!(picker.pick(), "");
     }

@@ -76,7 +76,7 @@ impl Pipeline {
             Err(error) => {
                 self.peer.picker.unreachable(&url);
                 self.peer.status.deactivate("write", "pipeline", error);
-                self.peer.sent_failures.inc();
+                self.peer.count_failure();
                 self.shared.local().unreachable(self.peer.id);
                 None
             }

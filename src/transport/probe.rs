@@ -54,7 +54,7 @@ impl Probe {
     pub(super) async fn run(self) {
         let mut connection = None;
         let mut smoothed: Option<Duration> = None;
-        let mut probes: u32 = 0;
+        let mut probes = PROBES_PER_OBSERVATION;
         loop {
             sleep(INTERVAL).await;
             let started = self.shared.clock.now();

@@ -70,7 +70,7 @@ impl Transport {
 
     /// Ends everything; the service returns.
     pub fn stop(&self) {
-        self.0.stop.cancel();
+        self.0.end();
     }
 }
 

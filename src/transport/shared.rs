@@ -17,11 +17,15 @@ use tracing::{debug, info, warn};
 use super::{
     Local, Settings, SnapshotBody,
     body::LARGE_BODIES_MAX,
-    kind::may_come_from_peer,
+    kind::{StreamKind, may_come_from_peer},
     lanes::Full,
     peer::{Peer, Standing},
 };
-use crate::{base::clock::Clock, consensus::SnapshotReport, model::MemberId};
+use crate::{
+    base::{clock::Clock, log::Json},
+    consensus::SnapshotReport,
+    model::MemberId,
+};
 
 /// Peers that are known only because they asked for something. More are not remembered: whoever
 /// can reach the port could name any number.
@@ -149,7 +153,7 @@ impl Shared {
     }
 
     fn report_dropped(&self, peer: &Peer, kind: &'static str, full: Full) {
-        peer.sent_failures.inc();
+        peer.count_failure();
         warn!(
             "message-type" = kind,
             "local-member-id" = %self.settings.member,
@@ -185,34 +189,43 @@ impl Shared {
     }
 
     pub(super) fn set_peer(&self, id: MemberId, urls: Vec<String>) {
-        if id == self.settings.member {
+        let local = self.settings.member;
+        if id == local {
             return;
         }
-        let shown = urls.join(",");
+        let shown = urls.clone();
         let mut registry = self.lock();
         if let Some(peer) = registry.members.get(&id) {
-            peer.picker.update(urls);
-            info!(
-                "local-member-id" = %self.settings.member,
-                "updated-remote-peer-id" = %id,
-                "updated-remote-peer-urls" = shown,
-                "updated remote peer"
-            );
+            if peer.picker.update(urls) {
+                info!(
+                    "local-member-id" = %local,
+                    "updated-remote-peer-id" = %id,
+                    "updated-remote-peer-urls" = ?Json(shown),
+                    "updated remote peer"
+                );
+            }
             return;
         }
-        if let Some(remote) = registry.remotes.remove(&id) {
-            Self::end(&remote);
-        }
+        let remote = registry.remotes.remove(&id);
         info!("remote-peer-id" = %id, "starting remote peer");
-        let peer = Arc::new(self.new_peer(id, Standing::Member, urls));
-        registry.members.insert(id, Arc::clone(&peer));
-        registry.jobs.push(Job::Peer(peer));
+        registry.begin(self.new_peer(id, Standing::Member, urls));
         drop(registry);
         self.jobs_waiting.notify_one();
+        if let Some(remote) = remote {
+            remote.end(local);
+        }
+        for _ in StreamKind::ALL {
+            info!(
+                "local-member-id" = %local,
+                "remote-peer-id" = %id,
+                "started stream writer with remote peer"
+            );
+        }
+        info!("remote-peer-id" = %id, "started remote peer");
         info!(
-            "local-member-id" = %self.settings.member,
+            "local-member-id" = %local,
             "remote-peer-id" = %id,
-            "remote-peer-urls" = shown,
+            "remote-peer-urls" = ?Json(shown),
             "added remote peer"
         );
     }
@@ -222,9 +235,7 @@ impl Shared {
         let local = self.settings.member;
         match removed {
             Some(peer) => {
-                info!("remote-peer-id" = %id, "stopping remote peer");
-                Self::end(&peer);
-                info!("remote-peer-id" = %id, "stopped remote peer");
+                peer.end(local);
                 info!(
                     "local-member-id" = %local,
                     "removed-remote-peer-id" = %id,
@@ -248,18 +259,27 @@ impl Shared {
         if registry.find(id).is_some() || REMOTES_MAX <= registry.remotes.len() {
             return;
         }
-        let all = urls.split(',').map(str::to_owned).collect();
-        let peer = Arc::new(self.new_peer(id, Standing::Remote, all));
-        registry.remotes.insert(id, Arc::clone(&peer));
-        registry.jobs.push(Job::Peer(peer));
+        let urls: Vec<_> = urls.split(',').map(str::to_owned).collect();
+        let shown = urls.clone();
+        registry.begin(self.new_peer(id, Standing::Remote, urls));
         drop(registry);
         self.jobs_waiting.notify_one();
         info!(
             "local-member-id" = %self.settings.member,
             "remote-peer-id" = %id,
-            "remote-peer-urls" = urls,
+            "remote-peer-urls" = ?Json(shown),
             "added new remote peer"
         );
+    }
+
+    /// Ends everything.
+    pub(super) fn end(&self) {
+        let Registry { members, remotes, jobs } = mem::take(&mut *self.lock());
+        drop(jobs);
+        for peer in members.values().chain(remotes.values()) {
+            peer.end(self.settings.member);
+        }
+        self.stop.cancel();
     }
 
     /// The peer, if it is in the cluster.
@@ -322,12 +342,6 @@ impl Shared {
         Peer::new(self.settings.member, id, standing, urls, self.stop.child_token())
     }
 
-    fn end(peer: &Peer) {
-        peer.over.cancel();
-        peer.status.end();
-        peer.lanes.end();
-    }
-
     fn lock(&self) -> MutexGuard<'_, Registry> {
         // Nothing panics half-way through a change, so a poisoned registry is still whole.
         self.registry.lock().unwrap_or_else(PoisonError::into_inner)
@@ -335,6 +349,17 @@ impl Shared {
 }
 
 impl Registry {
+    /// Takes a peer in, and has its tasks started.
+    fn begin(&mut self, peer: Peer) {
+        let peer = Arc::new(peer);
+        let peers = match peer.standing {
+            Standing::Member => &mut self.members,
+            Standing::Remote => &mut self.remotes,
+        };
+        peers.insert(peer.id, Arc::clone(&peer));
+        self.jobs.push(Job::Peer(peer));
+    }
+
     fn find(&self, id: MemberId) -> Option<&Arc<Peer>> {
         self.members.get(&id).or_else(|| self.remotes.get(&id))
     }

@@ -93,7 +93,7 @@ pub(super) async fn send(
             peer.status.deactivate("post", "sendMsgSnap", error);
             shared.local().unreachable(peer.id);
             shared.local().snapshot_sent(peer.id, SnapshotReport::Failed);
-            peer.sent_failures.inc();
+            peer.count_failure();
             metrics::SNAPSHOT_SEND_FAILURES.with_label_values(&[&to]).inc();
         }
     }

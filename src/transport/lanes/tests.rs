@@ -204,7 +204,7 @@ fn an_idle_stream_shows_signs_of_life() {
 fn a_former_peer_takes_no_connections() {
     let lanes = Lanes::new();
     let (ticket, _) = open(&lanes, StreamKind::Append);
-    lanes.end();
+    assert_eq!(lanes.end(), [StreamKind::Append]);
     assert!(matches!(lanes.flush(StreamKind::Append, &ticket), (Flow::Over, 0)));
     assert!(lanes.attach(StreamKind::Append, Pipe::new(), HEAD).is_none());
 }

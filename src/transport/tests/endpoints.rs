@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use proto::raftpb::MessageType;
+use proto::raftpb::{Entry, Message, MessageType};
 
 use super::fake::{CLUSTER, Member, eventually};
 use crate::{
@@ -197,6 +197,60 @@ fn a_stream_begins_at_once_and_shows_signs_of_life() {
     assert_eq!(&chunk, b"0000000a\r\n\0\0\0\0\0\0\0\x02\x08\x08\r\n");
     one.send(MemberId(9), MessageType::MsgHeartbeat, 4);
     socket.read_exact(&mut chunk).expect("a message");
+}
+
+#[test]
+fn a_peer_that_does_not_read_is_reported() {
+    let one = Member::start(1);
+    let nine = MemberId(9);
+    one.transport.set_peer(nine, vec!["http://127.0.0.1:1".to_owned()]);
+    let (_socket, _) = begin_stream(one.address, "/raft/stream/message/9", &credentials(&[]));
+    // Until here it was unreachable for other reasons.
+    one.ears.until("a look", |heard| Some(std::mem::take(&mut heard.unreachable)));
+    let entry = Entry { data: Some(vec![7; 50_000].into()), ..Entry::default() };
+    let append = Message { entries: vec![entry], ..one.message(nine, MessageType::MsgApp, 1) };
+    // The socket takes some megabytes of them, and the queue some thousands.
+    for _ in 0..100 {
+        one.transport.send(vec![append.clone(); 100]);
+    }
+    one.ears.until("a report", |heard| heard.unreachable.take(&nine));
+}
+
+#[test]
+fn a_former_peer_s_streams_end() {
+    let one = Member::start(1);
+    one.transport.set_peer(MemberId(9), vec!["http://127.0.0.1:1".to_owned()]);
+    let (mut socket, _) = begin_stream(one.address, "/raft/stream/msgapp/9", &credentials(&[]));
+    one.transport.remove_peer(MemberId(9));
+    let mut rest = Vec::new();
+    socket.read_to_end(&mut rest).expect("an end");
+    assert!(rest.ends_with(b"0\r\n\r\n"), "{rest:?}");
+    let answer = ask(&one, "GET /raft/stream/msgapp/9", &credentials(&[]), b"");
+    check(&answer, 404, "error sender not found");
+}
+
+#[test]
+fn a_stream_may_follow_other_requests_on_its_connection() {
+    let one = Member::start(1);
+    one.transport.set_peer(MemberId(9), vec!["http://127.0.0.1:1".to_owned()]);
+    let mut socket = connect(one.address);
+    let probe = "GET /raft/probing HTTP/1.1\r\nHost: x\r\n\r\n";
+    let stream = "GET /raft/stream/msgapp/9 HTTP/1.1\r\nHost: x\r\n";
+    for (request, end) in
+        [(probe.to_owned(), "\"}\n"), (format!("{stream}{}\r\n", credentials(&[])), "\r\n\r\n")]
+    {
+        socket.write_all(request.as_bytes()).expect("sent");
+        let mut answer = Vec::new();
+        let mut byte = [0];
+        while !answer.ends_with(end.as_bytes()) {
+            socket.read_exact(&mut byte).expect("an answer");
+            answer.push(byte[0]);
+        }
+        assert!(answer.starts_with(b"HTTP/1.1 200 OK\r\n"), "{}", String::from_utf8_lossy(&answer));
+    }
+    let mut heartbeat = [0; 13];
+    socket.read_exact(&mut heartbeat).expect("a heartbeat");
+    assert_eq!(&heartbeat, b"00000001\r\n\0\r\n");
 }
 
 #[test]
