@@ -3,7 +3,7 @@
 //! Decides the layout of `RangeResponse`, `PutResponse`, `DeleteRangeResponse` and `TxnResponse`.
 //! A row is stored in the wire form of `mvccpb.KeyValue`, so an answer is tag + length + row. A
 //! small answer is one buffer, prefix of the gRPC message included; a large one keeps its rows as
-//! they are, shared with the store, and is copied into frames while it is sent (`wire`). Called by
+//! they are, shared with the store, and is copied into pieces while it is sent (`body`). Called by
 //! `kv` and `range_stream`.
 //!
 //! ```text
@@ -35,6 +35,24 @@ pub enum Payload {
     Whole(Bytes),
     /// A `RangeResponse` whose rows are still shared with the store.
     Rows(Rows),
+}
+
+impl Payload {
+    /// The whole answer in one piece.
+    #[must_use]
+    pub fn into_bytes(self) -> Bytes {
+        match self {
+            Self::Whole(bytes) => bytes,
+            Self::Rows(rows) => {
+                let mut out = rows.head.to_vec();
+                for row in rows.rows {
+                    put_row(2, &row, &mut out);
+                }
+                out.extend_from_slice(&rows.tail);
+                Bytes::from(out)
+            }
+        }
+    }
 }
 
 /// An answer that is put together while it is sent.
@@ -86,33 +104,30 @@ impl Reply {
         }
         let mut head = start(message_bytes, PREFIX_BYTES + 64);
         put_message(1, header, &mut head);
-        let mut tail = Vec::with_capacity(16);
-        put_range_tail(&answer, &mut tail);
-        Self {
-            message_bytes,
-            count: answer.count,
-            succeeded: false,
-            payload: Payload::Rows(Rows {
-                head: Bytes::from(head),
-                rows: answer.rows.into_iter(),
-                tail: Bytes::from(tail),
-            }),
-        }
+        Self::of_rows(message_bytes, head, answer)
     }
 
     /// Encodes a chunk of `RangeStream`: a `RangeResponse` in field 1, the header only on the last.
     #[must_use]
-    pub fn range_chunk(header: Option<&ResponseHeader>, answer: &RangeAnswer) -> Self {
+    pub fn range_chunk(header: Option<&ResponseHeader>, answer: RangeAnswer) -> Self {
         let header_len = header.map_or(0, |header| message_len(1, header.encoded_len()));
-        let inner = header_len + range_body_len(answer);
+        let inner = header_len + range_body_len(&answer);
         let message_bytes = message_len(1, inner);
-        Self::of(message_bytes, answer.count, |out| {
+        let put_head = |out: &mut Vec<u8>| {
             put_len(1, inner, out);
             if let Some(header) = header {
                 put_message(1, header, out);
             }
-            put_range_body(answer, out);
-        })
+        };
+        if message_bytes <= WHOLE_BYTES_MAX {
+            return Self::of(message_bytes, answer.count, |out| {
+                put_head(out);
+                put_range_body(&answer, out);
+            });
+        }
+        let mut head = start(message_bytes, PREFIX_BYTES + 64);
+        put_head(&mut head);
+        Self::of_rows(message_bytes, head, answer)
     }
 
     /// Encodes a write's answer.
@@ -136,21 +151,13 @@ impl Reply {
         Self { succeeded: answer.succeeded, ..reply }
     }
 
-    /// The whole answer in one piece.
-    #[must_use]
-    pub fn into_bytes(self) -> Bytes {
-        match self.payload {
-            Payload::Whole(bytes) => bytes,
-            Payload::Rows(rows) => {
-                let mut out = Vec::with_capacity(PREFIX_BYTES + self.message_bytes);
-                out.extend_from_slice(&rows.head);
-                for row in rows.rows {
-                    put_row(2, &row, &mut out);
-                }
-                out.extend_from_slice(&rows.tail);
-                Bytes::from(out)
-            }
-        }
+    fn of_rows(message_bytes: usize, head: Vec<u8>, answer: RangeAnswer) -> Self {
+        let mut tail = Vec::with_capacity(16);
+        put_range_tail(&answer, &mut tail);
+        let (head, tail) = (Bytes::from(head), Bytes::from(tail));
+        let count = answer.count;
+        let rows = Rows { head, rows: answer.rows.into_iter(), tail };
+        Self { message_bytes, count, succeeded: false, payload: Payload::Rows(rows) }
     }
 
     fn of(message_bytes: usize, count: i64, put: impl FnOnce(&mut Vec<u8>)) -> Self {
@@ -347,7 +354,7 @@ mod tests {
 
     fn bytes(reply: Reply) -> Bytes {
         let message_bytes = reply.message_bytes;
-        let whole = reply.into_bytes();
+        let whole = reply.payload.into_bytes();
         assert_eq!(whole.len(), PREFIX_BYTES + message_bytes, "the length in the prefix");
         whole.slice(PREFIX_BYTES..)
     }
@@ -420,13 +427,14 @@ mod tests {
 
     #[test]
     fn chunk_has_its_header_only_if_it_is_the_last() {
-        let answer =
-            RangeAnswer { revision: Revision(9), rows: vec![row("k", 1).1], ..Default::default() };
-        for header in [None, Some(&HEADER)] {
-            let reply = Reply::range_chunk(header, &answer);
+        for (header, value_bytes) in [(None, 1), (Some(&HEADER), 1), (None, WHOLE_BYTES_MAX)] {
+            let (kv, stored) = row("k", value_bytes);
+            let answer =
+                RangeAnswer { revision: Revision(9), rows: vec![stored], ..Default::default() };
+            let reply = Reply::range_chunk(header, answer);
             let decoded = pb::RangeStreamResponse::decode(bytes(reply)).expect("valid");
             let response = decoded.range_response.expect("present");
-            assert_eq!(response.header.as_ref(), header, "of {response:?}");
+            assert_eq!((response.header.as_ref(), &response.kvs[..]), (header, &[kv][..]));
         }
     }
 }

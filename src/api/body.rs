@@ -17,7 +17,7 @@ use tokio::sync::mpsc;
 use tonic::Code;
 
 use super::{
-    answer::{Reply, Rows, put_row_head},
+    answer::{Payload, Reply, Rows, put_row_head},
     codec::count_sent,
     metrics::{self, Counters},
     rpc::Rpc,
@@ -29,7 +29,10 @@ use super::{
 /// that a slow client holds a piece and not the whole answer.
 const PIECE_BYTES: usize = 64 << 10;
 
-/// Messages of a stream that may wait for the connection. More only adds memory per slow client.
+/// The most that a tag and a length take.
+const ROW_HEAD_BYTES_MAX: usize = 11;
+
+/// Messages of a stream, or pieces of them, that may wait for the connection. More only adds memory per slow client.
 const STREAM_MESSAGES_MAX: usize = 4;
 
 /// A part of an answer.
@@ -144,8 +147,16 @@ impl Outbox {
     /// # Errors
     /// - [`Gone`] if nobody will read it.
     pub async fn send(&self, reply: Reply) -> Result<(), Gone> {
-        let message = self.count(reply);
-        self.sender.send(message).await.map_err(|_unsent| Gone)
+        match self.count(reply) {
+            Payload::Whole(message) => self.sender.send(message).await.map_err(|_unsent| Gone),
+            Payload::Rows(mut rows) => loop {
+                let (piece, done) = next_rows(&mut rows);
+                self.sender.send(piece).await.map_err(|_unsent| Gone)?;
+                if done {
+                    return Ok(());
+                }
+            },
+        }
     }
 
     /// As [`Outbox::send`], from a thread that may block.
@@ -153,14 +164,14 @@ impl Outbox {
     /// # Errors
     /// - [`Gone`] if nobody will read it.
     pub fn send_blocking(&self, reply: Reply) -> Result<(), Gone> {
-        let message = self.count(reply);
+        let message = self.count(reply).into_bytes();
         self.sender.blocking_send(message).map_err(|_unsent| Gone)
     }
 
-    fn count(&self, reply: Reply) -> Bytes {
+    fn count(&self, reply: Reply) -> Payload {
         self.counters.send();
         count_sent(reply.message_bytes);
-        reply.into_bytes()
+        reply.payload
     }
 
     /// Waits until the client has gone.
@@ -173,15 +184,17 @@ impl Outbox {
 fn next_rows(rows: &mut Rows) -> (Bytes, bool) {
     let mut out = Vec::with_capacity(PIECE_BYTES);
     out.extend_from_slice(&std::mem::take(&mut rows.head));
-    while out.len() < PIECE_BYTES {
-        let Some(row) = rows.rows.next() else {
-            out.extend_from_slice(&rows.tail);
-            return (out.into(), true);
-        };
-        put_row_head(2, &row, &mut out);
-        out.extend_from_slice(&row);
+    while let Some(row) = rows.rows.as_slice().first() {
+        // A buffer that grows would be copied once more.
+        if !out.is_empty() && PIECE_BYTES < out.len() + ROW_HEAD_BYTES_MAX + row.len() {
+            return (out.into(), false);
+        }
+        put_row_head(2, row, &mut out);
+        out.extend_from_slice(row);
+        drop(rows.rows.next());
     }
-    (out.into(), false)
+    out.extend_from_slice(&rows.tail);
+    (out.into(), true)
 }
 
 /// The number of a code, in digits.

@@ -1,8 +1,8 @@
 //! `KV.RangeStream`: a read in chunks.
 //!
 //! Decides how large the chunks are: ten keys first, then twice or half as many, so that their size
-//! stays near the limit on requests. The chunks together are exactly the answer of a `Range`, so
-//! the header and the count stand on the last one. Every chunk is read from the same state, which
+//! stays near the limit on requests. Several are read at once. The chunks together are exactly the
+//! answer of a `Range`, so the header and the count stand on the last one. Every chunk is read from the same state, which
 //! writes do not change; a compaction meanwhile ends the stream. Called by `dispatch`.
 //!
 //! Source: etcd `server/etcdserver/v3_server.go`, `rangeStream`.
@@ -23,6 +23,11 @@ use super::{
 };
 use crate::model::{RangeAnswer, Revision};
 
+/// Chunks that are read at once when there is much to read. Rows are looked up in the order of the
+/// file, so the more of them, the closer they lie: four chunks at once cost a sixth less processor
+/// time than one by one, eight hardly less than four. They are also what a stream holds in memory.
+const CHUNKS_READ: i64 = 4;
+
 /// Keys in the first chunk.
 const FIRST_CHUNK_KEYS: i64 = 10;
 
@@ -37,13 +42,19 @@ pub(super) async fn run<M: Member>(
     } else {
         edge.member.linearizable().await.map_err(CallError::from)?
     };
-    let mut chunks = Chunks::new(&mut request, edge.settings.request_bytes_max);
+    let mut chunks = Chunks::new(&request, edge.settings.request_bytes_max);
     loop {
+        request.limit = chunks.keys_to_read(&request);
         let answer = read(&edge.member, Arc::clone(&state), |state| state.range(&request))?;
-        let (reply, done) = chunks.next(&edge.member, &mut request, answer);
-        outbox.send(reply).await?;
-        if done {
-            return Ok(());
+        let mut stretch = chunks.begin(&mut request, answer);
+        loop {
+            let (reply, next) = chunks.next(&edge.member, &mut stretch);
+            outbox.send(reply).await?;
+            match next {
+                Next::Chunk => {}
+                Next::Read => break,
+                Next::End => return Ok(()),
+            }
         }
     }
 }
@@ -55,46 +66,83 @@ struct Chunks {
     revision: Option<Revision>,
     keys_sent: i64,
     keys_max: i64,
+    /// Keys of the next chunk.
+    limit: i64,
+    /// What the last chunk occupied.
+    bytes: usize,
     bytes_target: usize,
 }
 
+/// What was read at once, and has not been sent yet.
+#[derive(Debug)]
+struct Stretch {
+    rows: std::vec::IntoIter<Bytes>,
+    /// Whether there are keys behind it.
+    more: bool,
+    /// How many keys the whole range held.
+    count: i64,
+}
+
+/// What follows a chunk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Next {
+    /// Another one, of the same stretch.
+    Chunk,
+    /// Another stretch.
+    Read,
+    /// Nothing.
+    End,
+}
+
 impl Chunks {
-    fn new(request: &mut RangeRequest, bytes_target: usize) -> Self {
+    fn new(request: &RangeRequest, bytes_target: usize) -> Self {
         let keys_max = if request.limit <= 0 { i64::MAX } else { request.limit };
-        if !request.count_only {
-            request.limit = FIRST_CHUNK_KEYS.min(keys_max);
-        }
-        Self { revision: None, keys_sent: 0, keys_max, bytes_target }
+        let limit = FIRST_CHUNK_KEYS.min(keys_max);
+        Self { revision: None, keys_sent: 0, keys_max, limit, bytes: 0, bytes_target }
     }
 
-    /// The message for what was read, and whether it is the last. Moves the request on to what is
-    /// to be read next.
-    fn next(
-        &mut self,
-        member: &impl Member,
-        request: &mut RangeRequest,
-        answer: RangeAnswer,
-    ) -> (Reply, bool) {
+    /// Keys of the next stretch.
+    fn keys_to_read(&self, request: &RangeRequest) -> i64 {
+        if request.count_only {
+            return request.limit;
+        }
+        // As long as chunks grow, nobody knows how many rows fit into memory.
+        let grown = self.bytes_target / 2 <= self.bytes;
+        let chunks = if grown { CHUNKS_READ } else { 1 };
+        self.limit.saturating_mul(chunks).min(self.keys_max - self.keys_sent)
+    }
+
+    /// Takes in what was read, and moves the request on to what follows it.
+    fn begin(&mut self, request: &mut RangeRequest, answer: RangeAnswer) -> Stretch {
         let revision = *self.revision.get_or_insert(answer.revision);
         if request.revision <= 0 {
             request.revision = revision.0;
         }
-        let keys = i64::try_from(answer.rows.len()).expect("memory holds fewer keys");
-        let sent_before = self.keys_sent;
-        self.keys_sent += keys;
-        let last_row = answer.rows.last().cloned();
-        let done = !answer.more || self.keys_sent == self.keys_max || last_row.is_none();
-        if done {
-            // The count of this chunk is what the range held from its start on.
-            let count = sent_before + answer.count;
-            let answer = RangeAnswer { count, ..answer };
-            return (Reply::range_chunk(Some(&header::at(member, revision)), &answer), true);
+        if let Some(last) = answer.rows.last() {
+            request.key = key_after(last);
         }
-        let reply = Reply::range_chunk(None, &RangeAnswer { more: false, count: 0, ..answer });
-        request.key = last_row.as_ref().map_or_else(Bytes::new, key_after);
-        let limit = next_limit(request.limit, reply.message_bytes, self.bytes_target);
-        request.limit = limit.min(self.keys_max - self.keys_sent);
-        (reply, false)
+        let count = self.keys_sent + answer.count;
+        Stretch { rows: answer.rows.into_iter(), more: answer.more, count }
+    }
+
+    /// The message for the next rows, and what follows it.
+    fn next(&mut self, member: &impl Member, stretch: &mut Stretch) -> (Reply, Next) {
+        let revision = self.revision.expect("a stretch was begun");
+        let limit = usize::try_from(self.limit).unwrap_or(usize::MAX);
+        let rows: Vec<_> = stretch.rows.by_ref().take(limit).collect();
+        self.keys_sent += i64::try_from(rows.len()).expect("memory holds fewer keys");
+        let exhausted = stretch.rows.as_slice().is_empty();
+        let more = !exhausted || stretch.more;
+        if !more || self.keys_sent == self.keys_max || rows.is_empty() {
+            let answer = RangeAnswer { revision, rows, more, count: stretch.count };
+            return (Reply::range_chunk(Some(&header::at(member, revision)), answer), Next::End);
+        }
+        let answer = RangeAnswer { revision, rows, more: false, count: 0 };
+        let reply = Reply::range_chunk(None, answer);
+        self.bytes = reply.message_bytes;
+        let limit = next_limit(self.limit, self.bytes, self.bytes_target);
+        self.limit = limit.min(self.keys_max - self.keys_sent);
+        (reply, if exhausted { Next::Read } else { Next::Chunk })
     }
 }
 

@@ -189,9 +189,16 @@ pub(super) struct Ring {
 /// The rows that were there when it was made.
 #[derive(Clone, Debug, Default)]
 pub(super) struct RingView {
-    chunks: Arc<Vec<Arc<Chunk>>>,
+    chunks: Arc<Vec<Link>>,
     /// Rows of the last chunk; the others are as long as they are.
     end: usize,
+}
+
+/// A chunk and what finding a row asks of it, so that it is asked of no other memory.
+#[derive(Clone, Debug)]
+struct Link {
+    first: RowRevision,
+    chunk: Arc<Chunk>,
 }
 
 #[derive(Debug)]
@@ -242,7 +249,7 @@ impl Ring {
         let full = self.view.end == CHUNK_ROWS
             || self.chunks.last().is_none_or(|chunk| CHUNK_BYTES_MAX <= chunk.bytes);
         if full {
-            self.add_chunk();
+            self.add_chunk(row.revision);
         }
         let state = self.chunks.last_mut().expect("added above if there was none");
         let bytes = row.value.len() + ROW_OVERHEAD_BYTES;
@@ -250,15 +257,15 @@ impl Ring {
         state.bytes += bytes;
         self.bytes += bytes;
         self.untaken += 1;
-        let chunk = self.view.chunks.last().expect("as many as states");
-        let written = chunk.rows[self.view.end].set(row);
+        let link = self.view.chunks.last().expect("as many as states");
+        let written = link.chunk.rows[self.view.end].set(row);
         assert!(written.is_ok(), "slot {} was written before", self.view.end);
         self.view.end += 1;
     }
 
-    fn add_chunk(&mut self) {
+    fn add_chunk(&mut self, first: RowRevision) {
         let chunks = Arc::make_mut(&mut self.view.chunks);
-        chunks.push(Arc::new(Chunk::new()));
+        chunks.push(Link { first, chunk: Arc::new(Chunk::new()) });
         self.view.end = 0;
         self.chunks.push(ChunkState { last: Revision(0), bytes: 0 });
     }
@@ -294,8 +301,13 @@ impl Ring {
 impl RingView {
     /// The row at `at`, if it is here.
     pub(super) fn get(&self, at: RowRevision) -> Option<&Row> {
-        let chunk =
-            self.chunks.partition_point(|chunk| chunk.first() <= Some(at)).checked_sub(1)?;
+        let chunk = self.chunks.partition_point(|link| link.first <= at).checked_sub(1)?;
+        // Mostly every revision has one row, which tells its place.
+        let distance = at.main.0 - self.chunks[chunk].first.main.0;
+        let guess = usize::try_from(distance).ok().and_then(|place| self.slot(chunk, place));
+        if let Some(row) = guess.filter(|row| row.revision == at) {
+            return Some(row);
+        }
         let rows = self.rows_of(chunk);
         let place = rows.partition_point(|row| revision(row) < Some(at));
         rows.get(place)?.get().filter(|row| row.revision == at)
@@ -303,7 +315,14 @@ impl RingView {
 
     /// The oldest row.
     pub(super) fn first(&self) -> Option<&Row> {
-        self.chunks.first()?.rows.first()?.get()
+        self.slot(0, 0)
+    }
+
+    /// The row at a place of a chunk, if there are so many.
+    fn slot(&self, chunk: usize, place: usize) -> Option<&Row> {
+        let rows = &self.chunks.get(chunk)?.chunk.rows;
+        let written = chunk + 1 < self.chunks.len() || place < self.end;
+        rows.get(place).filter(|_| written)?.get()
     }
 
     fn last(&self) -> Option<&Row> {
@@ -312,7 +331,7 @@ impl RingView {
 
     /// The rows at and after `from`, in ascending order.
     pub(super) fn from(&self, from: RowRevision) -> impl Iterator<Item = &Row> {
-        let before = self.chunks.partition_point(|chunk| chunk.first() <= Some(from));
+        let before = self.chunks.partition_point(|link| link.first <= from);
         let first = before.saturating_sub(1);
         (first..self.chunks.len())
             .flat_map(|chunk| self.rows_of(chunk).iter().filter_map(OnceLock::get))
@@ -326,7 +345,7 @@ impl RingView {
     }
 
     fn rows_of(&self, chunk: usize) -> &[OnceLock<Row>] {
-        let rows = &self.chunks[chunk].rows;
+        let rows = &self.chunks[chunk].chunk.rows;
         if chunk + 1 < self.chunks.len() {
             // A chunk that was closed early has free slots behind its rows.
             let used = rows.partition_point(|row| row.get().is_some());
@@ -340,10 +359,6 @@ impl RingView {
 impl Chunk {
     fn new() -> Self {
         Self { rows: std::iter::repeat_with(OnceLock::new).take(CHUNK_ROWS).collect() }
-    }
-
-    fn first(&self) -> Option<RowRevision> {
-        self.rows.first().and_then(revision)
     }
 }
 
