@@ -304,6 +304,18 @@ impl Group {
         self.members.remove(position)
     }
 
+    /// Takes a server in as a member, which the cluster is not told either.
+    pub fn adopt(&mut self, server: Server) {
+        self.members.push(server);
+    }
+
+    /// Leaves it to the members to find one another.
+    pub fn discover(&mut self) {
+        for (number, server) in (1..).zip(&mut self.members) {
+            server.set_group(&format!("m{number}"), String::new());
+        }
+    }
+
     /// Starts a member and expects that it ends by itself.
     ///
     /// # Errors

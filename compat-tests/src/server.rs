@@ -48,7 +48,8 @@ pub struct Server {
     peer_port: u16,
     extra: Vec<String>,
     name: String,
-    /// The members to found or join a cluster with; `None` is this one alone.
+    /// The members to found or join a cluster with; `None` is this one alone, empty is whoever is
+    /// found.
     initial_cluster: Option<String>,
     child: Option<Child>,
 }
@@ -251,12 +252,14 @@ impl Server {
             .arg(format!("--advertise-client-urls={client}"))
             .arg(format!("--listen-peer-urls={peer}"))
             .arg(format!("--initial-advertise-peer-urls={peer}"))
-            .arg(format!("--initial-cluster={initial_cluster}"))
             .args(&self.extra)
             .env("ETCD_UNSUPPORTED_ARCH", std::env::consts::ARCH)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::piped());
+        if !initial_cluster.is_empty() {
+            command.arg(format!("--initial-cluster={initial_cluster}"));
+        }
         command
     }
 

@@ -362,3 +362,26 @@ fn a_leader_hands_over_before_it_ends() {
         assert!(log.contains("leadership transfer finished"), "{log}");
     }
 }
+
+/// The members of a new cluster find one another through a running one; who comes late is sent
+/// away.
+#[test]
+fn members_find_one_another_in_a_registry() {
+    let Some(registry) = Group::start(&[OFFICIAL], &[]).unwrap() else { return };
+    registry.ctl(&["put", "/_etcd/registry/token/_config/size", "3"]).unwrap();
+    let endpoint = format!("--discovery-endpoints={}", registry.endpoints());
+    let flags = [endpoint.as_str(), "--discovery-token=token"];
+    let mut group = Group::prepare(&[OURS, OFFICIAL, OURS, OURS], &flags).unwrap().unwrap();
+    group.discover();
+    let late = group.forget(3);
+    group.resume().unwrap();
+    group.ctl_at(0, &["put", "a", "1"]).unwrap();
+    group.agree().unwrap();
+    let list = group.ctl(&["member", "list"]).unwrap();
+    assert_eq!(list.lines().count(), 3, "{list}");
+    group.adopt(late);
+    let log = group.refused(3).unwrap();
+    for line in ["discovery token was already used", "discovery: cluster is full"] {
+        assert!(log.contains(line), "{log}");
+    }
+}

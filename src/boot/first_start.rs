@@ -7,6 +7,7 @@
 //! ```text
 //!   state new:       --initial-cluster --> Bootstrap --> ids, entries 1..N
 //!                          |                  ^ only if nobody knows this member as started
+//!                    or a registry (`discovery`)
 //!   state existing:  --initial-cluster --> GET /members --> match by URLs --> ids, no entries
 //!                                          GET /version --> versions must fit
 //! ```
@@ -33,7 +34,10 @@ use crate::{
     storage::wal::{Recovered, Wal, WalOptions, WalSnapshot},
 };
 
-use super::open::{Log, Peers, StartError};
+use super::{
+    discovery::join_cluster,
+    open::{Log, Peers, StartError},
+};
 
 /// How long each member may take to say whether the cluster has been founded before.
 ///
@@ -129,8 +133,16 @@ pub(super) async fn create_log(
 }
 
 async fn found(config: &Config) -> Result<Beginning, StartError> {
-    let members = config.bootstrap_members().map_err(StartError::Config)?;
-    let bootstrap = derive(config, &members)?;
+    let mut members = config.bootstrap_members().map_err(StartError::Config)?;
+    let mut bootstrap = derive(config, &members)?;
+    if let Some(discovery) = &config.discovery {
+        tracing::info!("Bootstrapping cluster using v3 discovery.");
+        let own = bootstrap.member_named(&config.name).expect("it is the only one");
+        let found = join_cluster(discovery, own.id, &members).await;
+        let found = found.map_err(StartError::Discovery)?;
+        members = config.discovered_members(&found).map_err(StartError::Config)?;
+        bootstrap = derive(config, &members)?;
+    }
     let own = bootstrap.member_named(&config.name).expect("the flags were checked");
     if is_bootstrapped(own, &others(&members, &config.name)).await {
         return Err(StartError::Join(JoinError::AlreadyBootstrapped(own.id)));
@@ -147,7 +159,9 @@ async fn found(config: &Config) -> Result<Beginning, StartError> {
 fn derive(config: &Config, members: &Members) -> Result<Bootstrap, StartError> {
     let urls: BTreeMap<_, Vec<_>> =
         members.iter().map(|(name, urls)| (name.clone(), texts(urls))).collect();
-    Bootstrap::new(&urls, &config.initial_cluster_token).map_err(StartError::Bootstrap)
+    let discovered = config.discovery.as_ref().map(|discovery| &discovery.token);
+    let token = discovered.unwrap_or(&config.initial_cluster_token);
+    Bootstrap::new(&urls, token).map_err(StartError::Bootstrap)
 }
 
 fn texts(urls: &[Url]) -> Vec<String> {

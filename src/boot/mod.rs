@@ -41,6 +41,7 @@ use crate::{
     serve::{self, Endpoint, Listeners, Serving, Traffic},
 };
 
+mod discovery;
 mod first_start;
 mod force_new;
 mod hand_over;
@@ -52,6 +53,7 @@ mod peers;
 mod scrub;
 mod threads;
 
+use discovery::DiscoveryError;
 use member::LocalMember;
 use open::{StartError, open};
 use threads::Threads;
@@ -82,6 +84,10 @@ pub fn run(config: Config) -> ExitCode {
         Ok(Ended::Removed(member)) | Err(StartError::Removed { member }) => {
             log_removed(member);
             ExitCode::SUCCESS
+        }
+        Err(StartError::Discovery(error)) => {
+            log_discovery(&config, &error);
+            ExitCode::FAILURE
         }
         Err(error) => {
             fatal(&error);
@@ -145,6 +151,21 @@ fn log_removed(member: MemberId) {
         "server error"
     );
     tracing::warn!("data-dir used by this member must be removed");
+}
+
+/// Says that a cluster was not found, in etcd's words, which take for granted that it is full.
+fn log_discovery(config: &Config, error: &DiscoveryError) {
+    let (token, endpoints) = match &config.discovery {
+        Some(discovery) => (discovery.token.as_str(), discovery.endpoints.join(",")),
+        None => ("", String::new()),
+    };
+    tracing::warn!(
+        "discovery-token" = token,
+        "discovery-endpoints" = endpoints,
+        error = format!("failed to join discovery cluster ({error})"),
+        "failed to bootstrap; discovery token was already used"
+    );
+    tracing::warn!("do not reuse discovery token; generate a new one to bootstrap a cluster");
 }
 
 /// Logs the whole chain of an error, as the reason why the process ends.

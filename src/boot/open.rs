@@ -45,6 +45,7 @@ use crate::{
 };
 
 use super::{
+    discovery::DiscoveryError,
     first_start::{self, JoinError},
     force_new::force_new_cluster,
 };
@@ -92,6 +93,8 @@ pub(super) enum StartError {
     OutsideLog(OutsideLog),
     /// The cluster that is to be joined does not take this member.
     Join(JoinError),
+    /// The members of the new cluster were not found.
+    Discovery(DiscoveryError),
     /// A peer holds other data.
     Corrupt(String),
     /// The cluster has removed this member, for ever.
@@ -123,6 +126,7 @@ impl fmt::Display for StartError {
                 wal_dir.display()
             ),
             Self::Join(error) => error.fmt(f),
+            Self::Discovery(_) => f.write_str("failed to join discovery cluster"),
             Self::Removed { member } => write!(
                 f,
                 "the member {member} has been permanently removed from the cluster; the data-dir \
@@ -145,6 +149,7 @@ impl Error for StartError {
             Self::Recover(error) => error.source(),
             Self::Raft(error) => error.source(),
             Self::Join(error) => error.source(),
+            Self::Discovery(error) => Some(error),
             Self::Config(_)
             | Self::OutsideLog(_)
             | Self::Corrupt(_)

@@ -18,20 +18,19 @@ impl Config {
     /// # Errors
     /// With etcd's sentence if one of the URLs is none.
     pub fn initial_members(&self) -> Result<Members, String> {
-        let mut members = Members::new();
-        for pair in self.initial_cluster.split(',').filter(|pair| !pair.is_empty()) {
-            let (name, url) = pair.split_once('=').unwrap_or((pair, ""));
-            members.entry(name.to_owned()).or_default().push(Url::parse(url)?);
-        }
-        members.values_mut().for_each(|urls| urls.sort());
-        Ok(members)
+        parse_members(&self.initial_cluster)
     }
 
-    /// The members that a new cluster is founded with, checked against the other flags.
+    /// The members that a new cluster is founded with, checked against the other flags: this one
+    /// alone if the others are still to be discovered.
     ///
     /// # Errors
     /// With etcd's sentence if the flags contradict each other.
     pub fn bootstrap_members(&self) -> Result<Members, String> {
+        if self.discovery.is_some() {
+            let own = self.initial_advertise_peer_urls.clone();
+            return Ok(Members::from([(self.name.clone(), own)]));
+        }
         let members = self.listed_members()?;
         self.advertise_matches(&members[&self.name])?;
         without_duplicates(&members)?;
@@ -44,8 +43,26 @@ impl Config {
     /// # Errors
     /// With etcd's sentence if the flags contradict each other.
     pub fn joining_members(&self) -> Result<Members, String> {
+        if self.discovery.is_some() {
+            let sentence = "discovery URL should not be set when joining existing initial cluster";
+            return Err(sentence.to_owned());
+        }
         let members = self.listed_members()?;
         without_duplicates(&members)?;
+        Ok(members)
+    }
+
+    /// The members that a discovery service found.
+    ///
+    /// # Errors
+    /// With etcd's sentence if they make no cluster.
+    pub fn discovered_members(&self, found: &str) -> Result<Members, String> {
+        let members = parse_members(found)?;
+        if !members.contains_key(&self.name) {
+            return Err(format!("{:?} is not among the members {found}", self.name));
+        }
+        let cluster = |sentence: String| sentence.replace("initial cluster", "discovery cluster");
+        without_duplicates(&members).map_err(cluster)?;
         Ok(members)
     }
 
@@ -91,6 +108,17 @@ impl Config {
              --initial-cluster={listed}"
         ))
     }
+}
+
+/// Reads pairs of a name and a URL, separated by commas.
+fn parse_members(text: &str) -> Result<Members, String> {
+    let mut members = Members::new();
+    for pair in text.split(',').filter(|pair| !pair.is_empty()) {
+        let (name, url) = pair.split_once('=').unwrap_or((pair, ""));
+        members.entry(name.to_owned()).or_default().push(Url::parse(url)?);
+    }
+    members.values_mut().for_each(|urls| urls.sort());
+    Ok(members)
 }
 
 /// Compares two lists of URLs, and the addresses behind them where the texts differ: names of one
@@ -143,7 +171,9 @@ fn joined(urls: &[Url]) -> String {
     urls.iter().map(Url::as_str).collect::<Vec<_>>().join(",")
 }
 
-fn shown(members: &Members) -> String {
+/// The members as flags have them.
+#[must_use]
+pub fn shown(members: &Members) -> String {
     let mut pairs: Vec<_> = members
         .iter()
         .flat_map(|(name, urls)| urls.iter().map(move |url| format!("{name}={url}")))

@@ -96,6 +96,8 @@ pub struct Config {
     pub initial_cluster_state: ClusterState,
     /// Mixed into the cluster's ID.
     pub initial_cluster_token: String,
+    /// A cluster of etcd where the members of a new cluster find one another.
+    pub discovery: Option<Discovery>,
     /// In bytes; `None` is no limit.
     pub quota_backend_bytes: Option<u64>,
     /// Operations in one transaction.
@@ -169,6 +171,19 @@ pub struct Config {
     /// Switches for what is not settled.
     pub feature_gates: FeatureGates,
     flags: flags::Flags,
+}
+
+/// Where the members of a new cluster find one another.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Discovery {
+    /// Addresses of the cluster that serves discovery, with or without `http://`.
+    pub endpoints: Vec<String>,
+    /// What tells one new cluster from another.
+    pub token: String,
+    /// How long a connection may take.
+    pub dial_timeout: Duration,
+    /// How long a request may take.
+    pub request_timeout: Duration,
 }
 
 /// Whether a member founds its cluster or joins one.
@@ -272,6 +287,7 @@ impl Config {
                 _ => ClusterState::New,
             },
             initial_cluster_token: flags.initial_cluster_token.clone(),
+            discovery: discovery(&flags),
             quota_backend_bytes: match u64::try_from(flags.quota_backend_bytes) {
                 Ok(0) => Some(QUOTA_BYTES_DEFAULT),
                 quota => quota.ok(),
@@ -319,6 +335,15 @@ impl Config {
             flags,
         })
     }
+}
+
+fn discovery(flags: &flags::Flags) -> Option<Discovery> {
+    (!flags.discovery_endpoints.0.is_empty()).then(|| Discovery {
+        endpoints: flags.discovery_endpoints.0.iter().cloned().collect(),
+        token: flags.discovery_token.clone(),
+        dial_timeout: duration(flags.discovery_dial_timeout),
+        request_timeout: duration(flags.discovery_request_timeout),
+    })
 }
 
 fn auto_compaction(flags: &flags::Flags) -> Result<AutoCompaction, String> {

@@ -10,7 +10,9 @@ use tracing::warn;
 use super::{flags::Flags, table, url::Url};
 
 const TLS: &str = "TLS is not available yet";
-const DISCOVERY: &str = "discovery is not available yet; list the members with --initial-cluster";
+const DISCOVERY: &str =
+    "discovery by DNS is not available yet; list the members with --initial-cluster";
+const DISCOVERY_USER: &str = "only discovery without a user is available yet";
 const TRACING: &str = "distributed tracing is not available yet";
 
 /// Flags that stop the start when set to other than their default, and why.
@@ -34,8 +36,12 @@ const REFUSED: &[(&str, &str)] = &[
     ("peer-cert-allowed-cn", TLS),
     ("peer-cert-allowed-hostname", TLS),
     ("peer-auto-tls", TLS),
-    ("discovery-token", DISCOVERY),
-    ("discovery-endpoints", DISCOVERY),
+    ("discovery-cert", TLS),
+    ("discovery-key", TLS),
+    ("discovery-cacert", TLS),
+    ("discovery-insecure-transport", TLS),
+    ("discovery-user", DISCOVERY_USER),
+    ("discovery-password", DISCOVERY_USER),
     ("discovery-srv", DISCOVERY),
     ("discovery-srv-name", DISCOVERY),
     ("enable-distributed-tracing", TRACING),
@@ -94,6 +100,9 @@ fn urls(flags: &Flags) -> Result<(), String> {
         if let Some(url) = urls.0.iter().find(|url| url.is_tls()) {
             return Err(format!("--{name} has {url}, but {TLS}"));
         }
+    }
+    if let Some(endpoint) = flags.discovery_endpoints.0.iter().find(|one| one.contains("https:")) {
+        return Err(format!("--discovery-endpoints has {endpoint}, but {TLS}"));
     }
     let unix = flags.listen_peer_urls.0.iter().find(|url| Url::is_unix(url));
     unix.map_or(Ok(()), |url| {
