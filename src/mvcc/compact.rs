@@ -28,7 +28,7 @@ use crate::model::{Revision, RowRevision};
 /// Dead rows that wait for the hash to end; the index rests when there are more.
 const DEAD_ROWS_MAX: usize = 256 * 1024;
 
-/// Dead rows handed out at once, a few transactions of the flusher.
+/// Dead rows handed out at once, about: a few transactions of the flusher.
 const DELETE_ROWS_MAX: usize = 4096;
 
 /// A compaction was scheduled.
@@ -71,7 +71,9 @@ struct Running {
     hash_ended: Arc<AtomicBool>,
     /// Where the index goes on; `None` at the end.
     from: Option<Bytes>,
-    dead: Vec<RowRevision>,
+    /// As the steps found them.
+    dead: VecDeque<Vec<RowRevision>>,
+    dead_rows: usize,
 }
 
 impl Compactions {
@@ -84,7 +86,8 @@ impl Compactions {
         assert!(last < Some(revision), "compaction at {revision} after one at {last:?}");
         let hash_ended = hash.as_ref().map_or_else(|| Arc::new(true.into()), HashJob::ended);
         let from = Some(Bytes::new());
-        self.0.push_back(Running { revision, hash, hash_ended, from, dead: Vec::new() });
+        let dead = VecDeque::new();
+        self.0.push_back(Running { revision, hash, hash_ended, from, dead, dead_rows: 0 });
     }
 
     pub(super) fn step(&mut self, index: &mut KeyIndex) -> CompactionStep {
@@ -104,16 +107,26 @@ impl Running {
             return CompactionStep::Hash(job);
         }
         if let Some(from) = &self.from
-            && self.dead.len() < DEAD_ROWS_MAX
+            && self.dead_rows < DEAD_ROWS_MAX
         {
-            self.from = index.compact(self.revision, from, &mut self.dead);
+            let mut found = Vec::new();
+            self.from = index.compact(self.revision, from, &mut found);
+            self.dead_rows += found.len();
+            if !found.is_empty() {
+                self.dead.push_back(found);
+            }
         }
         let ended = self.hash_ended.load(Ordering::Acquire);
-        if !ended || (self.from.is_some() && self.dead.len() < DELETE_ROWS_MAX) {
+        if !ended || (self.from.is_some() && self.dead_rows < DELETE_ROWS_MAX) {
             return CompactionStep::Working;
         }
-        let rest = self.dead.split_off(self.dead.len().min(DELETE_ROWS_MAX));
-        let dead = std::mem::replace(&mut self.dead, rest);
+        let mut dead = Vec::new();
+        while dead.len() < DELETE_ROWS_MAX
+            && let Some(found) = self.dead.pop_front()
+        {
+            dead.extend(found);
+        }
+        self.dead_rows -= dead.len();
         metrics::COMPACTED_ROWS.inc_by(dead.len() as u64);
         let last = self.from.is_none() && self.dead.is_empty();
         CompactionStep::Delete { revision: self.revision, dead, last }

@@ -23,6 +23,7 @@ mod error;
 mod install;
 mod metrics;
 mod records;
+mod remains;
 mod survey;
 mod writer;
 pub mod backend;

@@ -8,7 +8,8 @@
 //!                     64 MiB            1 MiB or 100 ms
 //!                        |                                    between commits, one step at a time:
 //!                        +-- Compact ----> dead rows, all --> delete 1000, rest 10 ms
-//!                        +-- Defragment -> copy ------------> copy 1 MiB, rest 5 ms, then swap
+//!                        +-- Defragment -> copy ------------> copy 256 KiB, rest 2 ms, swap, then
+//!                        |                                    give 2 MiB of the old file back, rest 5 ms
 //!                        +-- Install ----> swap
 //! ```
 //!
@@ -31,6 +32,7 @@ mod pending;
 mod tests;
 
 use std::{
+    collections::VecDeque,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -42,6 +44,7 @@ use super::{
     defragment::{Copy, CopyStep},
     error::BackendError,
     install::{self, Reach},
+    remains::{Remains, RemainsStep},
     tables::TableWrite,
     writer::Writer,
 };
@@ -147,7 +150,13 @@ impl Default for FlusherOptions {
 }
 
 /// Rest between two steps of a copy, so that log syncs get through.
-const COPY_PAUSE: Duration = Duration::from_millis(5);
+const COPY_PAUSE: Duration = Duration::from_millis(2);
+
+/// Rest between two steps of giving back a file that was replaced.
+const REMAINS_PAUSE: Duration = Duration::from_millis(5);
+
+/// Between two looks whether somebody still reads such a file.
+const REMAINS_LOOK: Duration = Duration::from_millis(100);
 
 /// Runs until every handle is gone, then commits what is left. A compaction that is not finished
 /// goes on after the next start.
@@ -168,6 +177,7 @@ pub fn run(
         pending: Pending::default(),
         compactions: Compactions::default(),
         copy: None,
+        remains: VecDeque::new(),
         step_due: Duration::ZERO,
     };
     while flusher.turn()? {}
@@ -182,7 +192,9 @@ struct Flusher {
     pending: Pending,
     compactions: Compactions,
     copy: Option<Copy>,
-    /// When the next step of a compaction or copy may be done.
+    /// Files that were replaced, oldest first.
+    remains: VecDeque<Remains>,
+    /// When the next step of any of these may be done.
     step_due: Duration,
 }
 
@@ -264,14 +276,18 @@ impl Flusher {
     }
 
     fn has_steps(&self) -> bool {
-        self.copy.is_some() || !self.compactions.is_idle()
+        self.copy.is_some() || !self.remains.is_empty() || !self.compactions.is_idle()
     }
 
-    /// One step of a copy, or else of a compaction.
+    /// One step of a copy, or else of giving back what it replaced, or else of a compaction.
     fn step(&mut self) -> Result<(), BackendError> {
         let pause = if self.copy.is_some() {
             self.copy_step()?;
             COPY_PAUSE
+        } else if self.give_back() {
+            REMAINS_PAUSE
+        } else if self.compactions.is_idle() {
+            REMAINS_LOOK
         } else {
             let finished = self.compactions.step(&mut self.writer, &self.options, &self.clock)?;
             if let Some(revision) = finished {
@@ -281,6 +297,22 @@ impl Flusher {
         };
         self.step_due = self.clock.now() + pause;
         Ok(())
+    }
+
+    /// Gives back a part of what was replaced; whether there was something that could be.
+    fn give_back(&mut self) -> bool {
+        let Some(oldest) = self.remains.front_mut() else { return false };
+        match oldest.step() {
+            Ok(RemainsStep::InUse) => return false,
+            Ok(RemainsStep::More) => {}
+            Ok(RemainsStep::Gone) => drop(self.remains.pop_front()),
+            Err(error) => {
+                // The system gives it back when it is closed.
+                tracing::warn!(%error, "could not shorten a file that was replaced");
+                self.remains.pop_front();
+            }
+        }
+        true
     }
 
     /// Begins a copy, or joins the one under way.
@@ -317,7 +349,8 @@ impl Flusher {
             Ok(CopyStep::More) => self.copy = Some(copy),
             Ok(CopyStep::Complete) => {
                 // What waits goes into the new environment; what was committed is in the copy.
-                copy.publish(&mut self.writer, self.clock.now())?;
+                let remains = copy.publish(&mut self.writer, self.clock.now())?;
+                self.remains.push_back(remains);
             }
             // The copy is given up: no room, or damage in what was copied. The database stays.
             Err(error) => copy.give_up(&failure(&error)),
