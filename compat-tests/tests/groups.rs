@@ -385,3 +385,35 @@ fn members_find_one_another_in_a_registry() {
         assert!(log.contains(line), "{log}");
     }
 }
+
+/// A running cluster changes over, member by member, each on its own directory.
+#[test]
+fn official_members_are_replaced_in_place() {
+    let Some(mut group) = Group::start(&[OFFICIAL; 3], &[]).unwrap() else { return };
+    for round in 0..20 {
+        group.ctl(&["put", &format!("k{round}"), "x"]).unwrap();
+    }
+    group.ctl(&["compact", "10"]).unwrap();
+    let lease = group.ctl(&["lease", "grant", "600"]).unwrap();
+    let lease = lease.split(' ').nth(1).unwrap().to_owned();
+    group.ctl(&["put", "leased", "x", &format!("--lease={lease}")]).unwrap();
+    let before: Vec<_> = (0..3).map(|at| group.status(at).unwrap().member).collect();
+    for position in 0..3 {
+        // Once by a stop, once by a crash.
+        if position == 1 {
+            group.member(position).kill();
+        } else {
+            group.member(position).terminate().unwrap();
+        }
+        let others = (position + 1) % 3;
+        until("the others go on", || group.ctl_at(others, &["put", "while", "away"]).map(|_| true))
+            .unwrap();
+        group.member(position).set_kind(OURS).unwrap();
+        group.member(position).resume().unwrap();
+        assert_eq!(group.status(position).unwrap().member, before[position], "the id stays");
+        group.ctl_at(position, &["put", "back", &position.to_string()]).unwrap();
+        group.agree().unwrap();
+    }
+    let time = group.ctl(&["lease", "timetolive", &lease, "--keys"]).unwrap();
+    assert!(time.contains("granted with TTL(600s)") && time.contains("leased"), "{time}");
+}
