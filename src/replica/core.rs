@@ -12,6 +12,8 @@
 //! - C1 A message that promises durability leaves only after its batch is reported as persisted.
 //! - C2 A proposal that came while nobody led is made when somebody leads, or forgotten after its
 //!   caller has been told that it timed out; never made later than that.
+//! - C3 A leader's reads need no round only while nobody else can have answered a client with
+//!   anything that is not applied here: it is alone, and has applied its log as it was then.
 //!
 //! A leader proposes what has come together while it writes its log, and sends it on while it writes
 //! that: at a write's end everything that waits becomes one batch, for its own disk and for each
@@ -140,7 +142,8 @@ pub struct Leadership {
     pub term: Term,
     /// Who leads it; 0 is nobody known.
     pub leader: MemberId,
-    /// This member leads, is the only voter, and has committed an entry of the term.
+    /// This member leads, nobody else is a member, and it has applied everything that anybody can
+    /// have been told of (C3).
     pub reads_without_round: bool,
 }
 
@@ -184,6 +187,9 @@ pub struct Core {
     parked: VecDeque<(u64, Proposal)>,
     ticks: u64,
     leadership: Leadership,
+    /// Where the log ended when this member began to lead alone. A former member may have applied
+    /// that much, and so may this one have before a restart.
+    alone_from: Option<LogIndex>,
     stopped: bool,
 }
 
@@ -208,6 +214,7 @@ impl Core {
             parked: VecDeque::new(),
             ticks: 0,
             leadership: Leadership::default(),
+            alone_from: None,
             stopped: false,
         }
     }
@@ -216,6 +223,12 @@ impl Core {
     #[must_use]
     pub const fn stopped(&self) -> bool {
         self.stopped
+    }
+
+    /// The consensus core, to look at.
+    #[cfg(test)]
+    pub(super) const fn raft(&self) -> &Raft {
+        &self.raft
     }
 
     /// The last entry known to be committed.
@@ -320,6 +333,17 @@ impl Core {
         if let Err(error) = self.raft.apply_conf_change(change) {
             // The state machine lets only legal changes through; a foreign log may hold others.
             tracing::error!(%error, "raft refused a change of membership");
+        }
+        self.note_company();
+    }
+
+    fn note_company(&mut self) {
+        let raft = &self.raft;
+        let committed_in_term = raft.term_of(raft.committed_index()) == Some(raft.term());
+        if raft.role() != Role::Leader || !raft.is_alone() || !committed_in_term {
+            self.alone_from = None;
+        } else if self.alone_from.is_none() {
+            self.alone_from = Some(raft.last_index());
         }
     }
 
@@ -433,14 +457,12 @@ impl Core {
     }
 
     fn note_leadership(&mut self) {
-        let term = self.raft.term();
-        let committed_in_term = self.raft.term_of(self.committed()) == Some(term);
+        self.note_company();
+        let applied = self.raft.applied_index();
         let leadership = Leadership {
-            term,
+            term: self.raft.term(),
             leader: self.raft.leader(),
-            reads_without_round: self.raft.role() == Role::Leader
-                && committed_in_term
-                && self.raft.is_sole_voter(),
+            reads_without_round: self.alone_from.is_some_and(|from| from <= applied),
         };
         if leadership == self.leadership {
             return;
@@ -486,7 +508,7 @@ fn drop_superseded(messages: &mut Vec<Message>) {
 
 #[cfg(test)]
 mod tests {
-    use proto::raftpb::{ConfState, EntryType, HardState};
+    use proto::raftpb::{ConfChangeType, ConfState, EntryType, HardState};
 
     use super::*;
     use crate::consensus::{Config, RaftState};
@@ -721,11 +743,79 @@ mod tests {
     }
 
     #[test]
-    fn reads_need_no_round_once_the_lone_voter_has_committed_in_its_term() {
+    fn reads_need_no_round_once_the_lone_voter_has_applied_its_log() {
         let mut core = lone_voter();
         assert!(!core.leadership.reads_without_round);
         core.campaign_if_alone();
+        let committed = commit(&mut core);
+        assert!(!core.leadership.reads_without_round, "what was acknowledged is not applied yet");
+        core.note_applied(committed);
+        core.take_effects();
+        assert!(core.leadership.reads_without_round);
+    }
+
+    /// Makes everything durable and nothing applied; the last entry handed out for that.
+    fn commit(core: &mut Core) -> LogIndex {
+        let mut committed = LogIndex(0);
+        loop {
+            let effects = core.take_effects();
+            if effects.is_empty() {
+                return committed;
+            }
+            for effect in effects {
+                if let Effect::Persist(batch) = effect {
+                    core.handle(Input::Persisted(batch.number));
+                } else if let Effect::Apply(entries) = effect {
+                    committed = entries.last().map_or(committed, crate::model::entry_index);
+                }
+            }
+        }
+    }
+
+    fn change(kind: ConfChangeType, id: u64) -> Box<ConfChange> {
+        Box::new(ConfChange {
+            r#type: Some(kind.into()),
+            node_id: Some(id),
+            ..ConfChange::default()
+        })
+    }
+
+    fn make_change(core: &mut Core, change: Box<ConfChange>) {
+        core.handle(Input::ProposeConfChange(change.clone()));
+        let index = commit(core);
+        let (id, outcome) = (RequestId(0), Ok(crate::model::Answer::Done));
+        core.handle(Input::ConfChange { index, change, id, outcome });
+        core.take_effects();
+    }
+
+    #[test]
+    fn reads_need_rounds_while_a_learner_may_be_ahead() {
+        let mut core = lone_voter();
+        core.campaign_if_alone();
         settle(&mut core);
+        make_change(&mut core, change(ConfChangeType::ConfChangeAddLearnerNode, 2));
+        assert!(!core.leadership.reads_without_round);
+        make_change(&mut core, change(ConfChangeType::ConfChangeRemoveNode, 2));
+        assert!(core.leadership.reads_without_round, "alone, with the whole log applied");
+    }
+
+    #[test]
+    fn reads_need_rounds_until_all_is_applied_that_a_former_member_may_have_applied() {
+        let mut core = lone_voter();
+        core.campaign_if_alone();
+        settle(&mut core);
+        make_change(&mut core, change(ConfChangeType::ConfChangeAddLearnerNode, 2));
+        let removal = change(ConfChangeType::ConfChangeRemoveNode, 2);
+        core.handle(Input::ProposeConfChange(removal.clone()));
+        let index = commit(&mut core);
+        core.handle(Input::Propose("sent to the learner, too".into()));
+        let last = commit(&mut core);
+        let (id, outcome) = (RequestId(0), Ok(crate::model::Answer::Done));
+        core.handle(Input::ConfChange { index, change: removal, id, outcome });
+        core.take_effects();
+        assert!(!core.leadership.reads_without_round);
+        core.note_applied(last);
+        core.take_effects();
         assert!(core.leadership.reads_without_round);
     }
 }

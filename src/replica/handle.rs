@@ -2,7 +2,7 @@
 //!
 //! Decides what may be proposed at all (size, backlog), gives each request its id, and waits for
 //! the outcome. Cheap to clone; lives on every connection's thread. A serializable read never
-//! leaves that thread, and neither does a linearizable one on a group of one voter.
+//! leaves that thread, and neither does a linearizable one on a group of one.
 
 use std::{
     sync::{Arc, atomic::Ordering},

@@ -38,8 +38,8 @@ pub(super) struct Shared {
     /// Written by the replica thread: when the present leader became known, in milliseconds of
     /// the clock.
     pub(super) leader_since_ms: AtomicU64,
-    /// Written by the replica thread: this member is the only voter, leads, and has committed an
-    /// entry of its term, so its published view is linearizable without asking anybody.
+    /// Written by the replica thread: this member is alone and has applied all that anybody can have
+    /// been told of, so its published view is linearizable without asking anybody.
     pub(super) reads_without_round: AtomicBool,
     /// Written by whoever starts the shutdown.
     pub(super) stopping: AtomicBool,
