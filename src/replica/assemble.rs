@@ -166,6 +166,7 @@ pub fn assemble(ingredients: Ingredients) -> Assembled {
         snap_dir,
         files_max: settings.log_files_max,
         snaps_max: settings.snap_files_max,
+        recorded: snapshot,
     };
     let contexts = RequestIds::new(member, shared.clock.unix());
     let replica = ReplicaThread {

@@ -22,7 +22,7 @@ use crate::{
     },
 };
 
-use super::Input;
+use super::{Input, snapshot::position};
 
 /// What is to be made durable, in order.
 #[derive(Debug)]
@@ -79,6 +79,8 @@ pub(super) struct LogWriter {
     pub(super) files_max: usize,
     /// How many `.snap` files to keep, 0 for all.
     pub(super) snaps_max: usize,
+    /// The newest snapshot in the log.
+    pub(super) recorded: LogIndex,
 }
 
 /// Consecutive batches, as one write.
@@ -147,6 +149,11 @@ impl LogWriter {
         release_to: LogIndex,
         report: &mut impl FnMut(Input),
     ) -> Result<(), LogError> {
+        // A leader's snapshot may have overtaken it. The last record in the log must be the newest,
+        // as entries between the two are not there.
+        if position(snapshot) <= self.recorded {
+            return Ok(());
+        }
         let metadata = self.record_snapshot(snapshot)?;
         self.wal.release_to(release_to, self.files_max).map_err(LogError::Wal)?;
         snap::purge(&self.disk, &self.snap_dir, self.snaps_max).map_err(LogError::Snap)?;
@@ -158,15 +165,80 @@ impl LogWriter {
     /// own, or one that a leader sent.
     fn record_snapshot(&mut self, snapshot: &Snapshot) -> Result<SnapshotMetadata, LogError> {
         let metadata = snapshot.metadata.clone().expect("a snapshot has its position");
-        let position = WalSnapshot {
+        let recorded = WalSnapshot {
             index: LogIndex(metadata.index.unwrap_or(0)),
             term: Term(metadata.term.unwrap_or(0)),
             conf_state: metadata.conf_state.clone(),
         };
         // The file first: a record without its file would point at nothing.
         snap::save(&self.disk, &self.snap_dir, snapshot).map_err(LogError::Snap)?;
-        self.wal.append_snapshot(&position).map_err(LogError::Wal)?;
-        tracing::info!("snapshot-index" = position.index.0, "saved snapshot to disk");
+        self.wal.append_snapshot(&recorded).map_err(LogError::Wal)?;
+        self.recorded = recorded.index;
+        tracing::info!("snapshot-index" = recorded.index.0, "saved snapshot to disk");
         Ok(metadata)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proto::raftpb::SnapshotMetadata;
+
+    use super::*;
+    use crate::{
+        model::{ClusterId, MemberId, new_entry},
+        storage::wal::WalOptions,
+    };
+
+    fn snapshot(index: u64) -> Snapshot {
+        let conf_state = proto::raftpb::ConfState { voters: vec![1], ..Default::default() };
+        let metadata =
+            SnapshotMetadata { conf_state: Some(conf_state), index: Some(index), term: Some(1) };
+        Snapshot { data: None, metadata: Some(metadata) }
+    }
+
+    fn batch(number: u64, commit: u64, index: u64, snapshot: Option<Snapshot>) -> LogInput {
+        let kind = proto::raftpb::EntryType::EntryNormal;
+        let entry = new_entry(kind, Term(1), LogIndex(index), "x".into());
+        let is_snapshot = snapshot.is_some();
+        LogInput::Append(Batch {
+            number: BatchNumber(number),
+            hard_state: Some(HardState { term: Some(1), vote: Some(1), commit: Some(commit) }),
+            entries: if is_snapshot { Vec::new() } else { vec![entry] },
+            snapshot,
+            must_sync: true,
+            messages: Vec::new(),
+        })
+    }
+
+    #[test]
+    fn own_snapshot_that_a_received_one_has_overtaken_is_not_recorded() {
+        let disk = Disk::memory();
+        let snap_dir = PathBuf::from("/snap");
+        disk.create_directory(&snap_dir).unwrap();
+        let options = WalOptions {
+            disk: disk.clone(),
+            zero_fill: false,
+            segment_bytes: 1 << 16,
+            ..WalOptions::new(PathBuf::from("/wal"))
+        };
+        let wal = Wal::create(&options, MemberId(1), ClusterId(2)).unwrap();
+        let recorded = LogIndex(0);
+        let mut writer = LogWriter { wal, disk, snap_dir, files_max: 0, snaps_max: 0, recorded };
+        let own = LogInput::Snapshot { snapshot: Box::new(snapshot(2)), release_to: LogIndex(0) };
+        let mut work = vec![
+            batch(1, 1, 1, None),
+            batch(2, 1, 2, None),
+            batch(3, 20, 0, Some(snapshot(20))),
+            own,
+            batch(4, 20, 21, None),
+        ];
+        let mut reports = Vec::new();
+        writer.carry_out(&mut work, |report| reports.push(report)).unwrap();
+        assert!(matches!(reports.last(), Some(Input::Persisted(BatchNumber(4)))), "{reports:?}");
+        drop(writer);
+        let newest = Wal::newest_snapshot(&options, LogIndex(u64::MAX)).unwrap().unwrap();
+        assert_eq!(newest.index, LogIndex(20));
+        let (_, recovered) = Wal::open(&options, &newest).unwrap();
+        assert_eq!(recovered.entries.len(), 1, "{recovered:?}");
     }
 }
