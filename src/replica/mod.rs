@@ -43,6 +43,8 @@ mod replica_thread;
 pub mod restart;
 mod rounds;
 mod shared;
+#[cfg(test)]
+mod sim;
 mod snapshot;
 mod snapshot_policy;
 #[cfg(test)]

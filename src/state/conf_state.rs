@@ -52,7 +52,7 @@ pub fn from_json(json: &[u8]) -> Result<ConfState, serde_json::Error> {
 }
 
 /// The configuration after `change`; `None` if nobody would be left to vote.
-pub(super) fn after(state: &ConfState, change: &ConfChange) -> Option<ConfState> {
+pub(crate) fn after(state: &ConfState, change: &ConfChange) -> Option<ConfState> {
     let id = change.node_id.unwrap_or(0);
     let mut next = state.clone();
     let kind = ConfChangeType::try_from(change.r#type.unwrap_or(0)).ok()?;

@@ -47,6 +47,8 @@ mod txn;
 mod tests;
 
 pub use alarms::Alarms;
+#[cfg(test)]
+pub(crate) use conf_state::after as conf_state_after;
 pub use conf_state::from_json as parse_conf_state;
 pub use gate::{QUOTA_BYTES_DEFAULT, Quota, cost, put_cost, txn_cost};
 pub use machine::{Applied, Effect, Machine, Settings};
