@@ -88,6 +88,17 @@ impl std::fmt::Display for Trouble {
     }
 }
 
+impl Trouble {
+    /// Reads what was written.
+    #[must_use]
+    pub fn parse(text: &str) -> Self {
+        match (text.strip_prefix("not run: "), text.strip_prefix("failed: ")) {
+            (Some(reason), _) => Self::NotHere(reason.to_owned()),
+            (None, reason) => Self::Failed(reason.unwrap_or(text).to_owned()),
+        }
+    }
+}
+
 impl Outcome {
     /// Whether a server failed, or lost an acknowledged write.
     #[must_use]

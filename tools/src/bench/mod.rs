@@ -32,6 +32,7 @@ pub mod caller;
 pub mod path;
 pub mod http2;
 pub mod server;
+mod guard;
 pub mod usage;
 pub mod probe;
 pub mod statistics;

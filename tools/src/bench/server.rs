@@ -1,7 +1,8 @@
 //! A server under measurement: official etcd or oxetcd, started alike.
 //!
 //! Decides how a server is started (default flags, fresh directory, free loopback ports), when it is
-//! ready (a linearizable get answers), and how it ends. Only processes started here are signalled.
+//! ready (a linearizable get answers), and how it ends: also when the bench is interrupted (`guard`). Only
+//! processes started here are signalled.
 
 use std::{
     fs::{self, File},
@@ -14,7 +15,7 @@ use std::{
 use anyhow::{Context, bail};
 use rustix::process::{Pid, Signal, kill_process};
 
-use super::{caller::Caller, probe::pause, usage};
+use super::{caller::Caller, guard::Guard, probe::pause, usage};
 
 /// How long a server may take until it answers: ten million keys are read at the start.
 const READY_MAX: Duration = Duration::from_secs(180);
@@ -55,6 +56,8 @@ pub struct Server {
     client_port: u16,
     peer_port: u16,
     child: Option<Child>,
+    /// Ends the process if this one is interrupted.
+    guard: Option<Guard>,
 }
 
 /// How a server is started.
@@ -115,6 +118,7 @@ impl Server {
             client_port: free_port()?,
             peer_port: free_port()?,
             child: None,
+            guard: None,
         };
         server.resume()?;
         Ok(server)
@@ -148,7 +152,9 @@ impl Server {
             .stderr(log)
             .spawn()
             .with_context(|| format!("cannot start {}", self.program.display()))?;
+        let pid = child.id();
         self.child = Some(child);
+        self.guard = Some(Guard::of(pid, &self.dir)?);
         while started.elapsed() < READY_MAX {
             let answer = Caller::connect(self.address()).and_then(|mut one| one.revision());
             if answer.is_ok() {
@@ -157,6 +163,7 @@ impl Server {
             let child = self.child.as_mut().expect("it was just started");
             if let Some(status) = child.try_wait()? {
                 self.child = None;
+                self.guard = None;
                 bail!("{} ended with {status}: {}", self.side.name(), self.log_tail());
             }
             pause(ASK_EVERY);
@@ -167,6 +174,8 @@ impl Server {
 
     /// Ends the process without warning, as a power cut would.
     pub fn kill(&mut self) {
+        // First: later, the number may be another process's.
+        self.guard = None;
         if let Some(mut child) = self.child.take() {
             // A process that is gone already needs no killing.
             drop(child.kill());
@@ -180,6 +189,7 @@ impl Server {
     /// If it does not end in time.
     pub fn terminate(&mut self) -> anyhow::Result<()> {
         let Some(mut child) = self.child.take() else { return Ok(()) };
+        self.guard = None;
         kill_process(Pid::from_child(&child), Signal::TERM)?;
         let deadline = Instant::now() + END_MAX;
         while child.try_wait()?.is_none() {

@@ -4,6 +4,7 @@
 //! is missed by more than its interval, a server failed, or an acknowledged write was lost.
 
 use std::{
+    hash::{DefaultHasher, Hasher},
     path::{Path, PathBuf},
     process::{Command, ExitCode},
     time::Duration,
@@ -91,7 +92,8 @@ struct Arguments {
     #[arg(long, value_name = "DIR", default_value = "target/bench")]
     work_dir: PathBuf,
 
-    /// Where the report is written. Default: nowhere
+    /// Where the report is written. Rows of a report there that is of the same build and settings
+    /// are kept, so that one can be made in several runs. Default: nowhere
     #[arg(long, value_name = "DIR")]
     report: Option<PathBuf>,
 }
@@ -154,10 +156,11 @@ fn run(arguments: &Arguments, say: &mut dyn FnMut(&str)) -> anyhow::Result<Repor
     };
     let versions = versions(&settings.programs)?;
     let outcomes = campaign::run(&mut settings, &rows, say)?;
-    let report = Report {
+    let mut report = Report {
         machine: Machine::look(&settings.work_dir),
         date: machine::today(),
         versions,
+        build: build(&settings.programs.ours)?,
         disturbed: settings.disturbed,
         quiet_median_micros: settings.plan.quiet_median_micros,
         window_seconds: seconds,
@@ -165,6 +168,9 @@ fn run(arguments: &Arguments, say: &mut dyn FnMut(&str)) -> anyhow::Result<Repor
         outcomes,
     };
     if let Some(dir) = &arguments.report {
+        if report.join(dir) {
+            say("rows that were measured before are kept");
+        }
         report.write(dir)?;
         say(&format!("the report is in {}", dir.display()));
     }
@@ -229,6 +235,15 @@ fn check_generator(arguments: &Arguments) -> anyhow::Result<String> {
 fn versions(programs: &Programs) -> anyhow::Result<(Option<String>, String)> {
     let official = programs.official.as_deref().map(version).transpose()?;
     Ok((official, version(&programs.ours)?))
+}
+
+/// A hash of the program, which tells builds of one version apart.
+fn build(program: &Path) -> anyhow::Result<String> {
+    let bytes =
+        std::fs::read(program).with_context(|| format!("cannot read {}", program.display()))?;
+    let mut hasher = DefaultHasher::new();
+    hasher.write(&bytes);
+    Ok(format!("{:016x}", hasher.finish()))
 }
 
 fn version(program: &Path) -> anyhow::Result<String> {

@@ -1,18 +1,24 @@
-//! The same for programs.
+//! The same for programs, and back: a report can be made in several runs.
 
 use serde_json::{Value, json};
 
 use super::{Line, Report};
 use crate::bench::{
-    campaign::{Disturbed, Outcome},
-    row::{Bound, Pair},
+    campaign::{Disturbed, Outcome, Trouble},
+    row::{Bound, Figures, Pair},
+    rows::ROWS,
 };
+
+/// What two runs must have in common for their rows to stand in one report.
+const COMMON: [&str; 6] =
+    ["build", "versions", "machine", "window_seconds", "large_store_keys", "disturbed_pairs_count"];
 
 /// The whole document.
 pub(super) fn document(report: &Report) -> String {
     let machine = &report.machine;
     let document = json!({
         "date": report.date,
+        "build": report.build,
         "versions": { "etcd": report.versions.0, "oxetcd": report.versions.1 },
         "machine": {
             "processor": machine.processor,
@@ -29,6 +35,35 @@ pub(super) fn document(report: &Report) -> String {
         "rows": report.outcomes.iter().map(row).collect::<Vec<_>>(),
     });
     format!("{document:#}\n")
+}
+
+/// The rows of an earlier document, if it is of the same programs and settings as `report`.
+pub(super) fn earlier(text: &str, report: &Report) -> Option<Vec<Outcome>> {
+    let old: Value = serde_json::from_str(text).ok()?;
+    let new: Value = serde_json::from_str(&document(report)).ok()?;
+    if COMMON.iter().any(|name| old[name] != new[name]) {
+        return None;
+    }
+    old["rows"].as_array()?.iter().map(outcome).collect()
+}
+
+fn outcome(value: &Value) -> Option<Outcome> {
+    let row = ROWS.iter().find(|row| value["row"] == row.id)?;
+    let pairs = value["pairs"].as_array()?.iter().map(pair).collect::<Option<_>>()?;
+    let discarded = value["discarded"].as_array()?.iter();
+    let discarded =
+        discarded.map(|one| Some((pair(&one["pair"])?, one["reason"].as_str()?.to_owned())));
+    let trouble = value["trouble"].as_str().map(Trouble::parse);
+    Some(Outcome { row, pairs, discarded: discarded.collect::<Option<_>>()?, trouble })
+}
+
+fn pair(value: &Value) -> Option<Pair> {
+    Some(Pair { official: figures(&value["etcd"])?, ours: figures(&value["oxetcd"])? })
+}
+
+fn figures(value: &Value) -> Option<Figures> {
+    let figures = value.as_object()?.iter();
+    figures.map(|(name, figure)| Some((name.clone(), figure.as_f64()?))).collect()
 }
 
 fn claim(line: &Line<'_>) -> Value {

@@ -1,7 +1,8 @@
 //! What a campaign found, for people (Markdown, charts) and programs (JSON).
 //!
 //! Decides what is shown: every claim with its interval against floor and goal, all pairs, and what
-//! was discarded and why. Nothing is left out because it looks bad. Pure but for [`Report::write`].
+//! was discarded and why. Nothing is left out because it looks bad. Pure but for [`Report::write`]
+//! and [`Report::join`], with which a report is made in several runs.
 //!
 //! ```text
 //!   Outcome --> Line (claim, estimate, verdict) --> summary, report.md, report.json
@@ -21,11 +22,15 @@ use super::{
     campaign::{Disturbed, Outcome},
     machine::Machine,
     row::{Bound, Criterion, Measure, Verdict},
+    rows::ROWS,
     statistics::{Estimate, percentile},
 };
 
 /// Seeds the bootstrap, so that a report can be made again from its pairs.
 pub const SEED: u64 = 20_260_101;
+
+/// The report for programs.
+const DOCUMENT: &str = "report.json";
 
 /// A whole campaign.
 #[derive(Debug)]
@@ -36,6 +41,8 @@ pub struct Report {
     pub date: String,
     /// The versions of etcd (if it ran) and of ours.
     pub versions: (Option<String>, String),
+    /// What tells the measured oxetcd from other builds.
+    pub build: String,
     /// What was done with disturbed pairs.
     pub disturbed: Disturbed,
     /// Median of a sync on the quiet disk, in microseconds.
@@ -97,6 +104,19 @@ impl Report {
         lines.join("\n")
     }
 
+    /// Takes in the rows of the report in `dir` that were not measured now, if it is of the same
+    /// programs and settings. Whether there is such a report.
+    pub fn join(&mut self, dir: &Path) -> bool {
+        let text = fs::read_to_string(dir.join(DOCUMENT)).unwrap_or_default();
+        let Some(earlier) = json::earlier(&text, self) else { return false };
+        let measured = |id| self.outcomes.iter().any(|one| one.row.id == id);
+        let others: Vec<_> = earlier.into_iter().filter(|one| !measured(one.row.id)).collect();
+        self.outcomes.extend(others);
+        let place = |id| ROWS.iter().position(|row| row.id == id);
+        self.outcomes.sort_by_key(|one| place(one.row.id));
+        true
+    }
+
     /// Writes `report.md`, `report.json` and the charts into `dir`.
     ///
     /// # Errors
@@ -109,7 +129,7 @@ impl Report {
         }
         let names: Vec<_> = charts.iter().map(|(name, _)| *name).collect();
         fs::write(dir.join("report.md"), markdown::page(self, &names))?;
-        fs::write(dir.join("report.json"), json::document(self))?;
+        fs::write(dir.join(DOCUMENT), json::document(self))?;
         Ok(())
     }
 }

@@ -35,6 +35,7 @@ fn report(outcomes: Vec<Outcome>) -> Report {
         machine,
         date: "2026-01-31".to_owned(),
         versions: (Some("etcd Version: 3.7.1".to_owned()), "oxetcd 0.1.0".to_owned()),
+        build: "1f".to_owned(),
         disturbed: Disturbed::Discard,
         quiet_median_micros: 95.0,
         window_seconds: 3.0,
@@ -112,4 +113,24 @@ fn ours_alone_is_told_in_figures() {
 #[test]
 fn numbers_have_three_significant_digits() {
     assert_eq!([0.5, 9.87, 12.34, 123.4].map(number), ["0.50", "9.87", "12.3", "123"]);
+}
+
+#[test]
+fn report_is_made_in_several_runs_of_one_build() {
+    let dir = std::env::temp_dir().join(format!("oxetcd-joined-{}", std::process::id()));
+    let ids = |report: &Report| report.outcomes.iter().map(|one| one.row.id).collect::<Vec<_>>();
+    let mut first = outcome("txn", 4000.0);
+    first.trouble = Some(Trouble::NotHere("no tracer".to_owned()));
+    first.discarded.push((first.pairs[0].clone(), "noise".to_owned()));
+    report(vec![first, outcome("put-64", 1.0)]).write(&dir).unwrap();
+    let mut second = report(vec![outcome("put-64", 4000.0), outcome("put-1", 4000.0)]);
+    assert!(second.join(&dir), "the same build and settings");
+    assert_eq!(ids(&second), ["put-1", "put-64", "txn"], "in the order of the table");
+    let [_, again, kept] = &second.outcomes[..] else { panic!("three rows") };
+    assert_eq!(again.pairs[0].ours["ops"], 4000.0, "what was measured now counts");
+    assert_eq!(kept.trouble, Some(Trouble::NotHere("no tracer".to_owned())));
+    assert_eq!((kept.pairs.len(), &kept.discarded[0].1[..]), (5, "noise"));
+    let mut other = Report { build: "20".to_owned(), ..report(vec![outcome("put-1", 1.0)]) };
+    assert!(!other.join(&dir), "another build has a report of its own");
+    std::fs::remove_dir_all(&dir).unwrap();
 }
