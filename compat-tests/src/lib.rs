@@ -17,6 +17,7 @@ pub mod group;
 pub mod ledger;
 pub mod random;
 pub mod raw;
+pub mod robustness;
 pub mod script;
 pub mod server;
 pub mod transcript;

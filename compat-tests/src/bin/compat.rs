@@ -1,9 +1,11 @@
-//! etcd's own black-box suite, run against oxetcd.
+//! etcd's own black-box suites, run against oxetcd.
 //!
-//! Builds `tests/common` of official etcd from its Go module, puts our binary beside the official
-//! `etcdctl` and `etcdutl` under the name `etcd`, and runs every case in a network namespace of
-//! its own, as the suite has fixed ports. Cases that need what this version does not have are named
-//! in `go/not-yet.txt` by pattern and reason; every other case must pass.
+//! Builds `tests/common` and `tests/e2e` of official etcd from their Go module, puts our binary
+//! beside the official `etcdctl` and `etcdutl` under the name `etcd`, and runs the cases in a network
+//! namespace of their own, as the suites have fixed ports. Of `tests/e2e` these are the cases of the
+//! files that look at a server from outside. Of `tests/robustness` it is the exploratory scenarios,
+//! some times over. Cases that need what this version does not have are
+//! named in `go/not-yet.txt` by pattern and reason; every other case must pass.
 
 use std::{
     collections::BTreeMap,
@@ -14,30 +16,73 @@ use std::{
 };
 
 use anyhow::{Context, bail, ensure};
-use clap::Parser;
-use oxetcd_compat_tests::server::oxetcd_program;
+use clap::{Parser, ValueEnum};
+use oxetcd_compat_tests::{robustness, server::oxetcd_program};
 use oxetcd_tools::official;
 
-/// Runs etcd's common test suite against oxetcd.
+/// The files of `tests/e2e` whose cases are run.
+const E2E_FILES: &[&str] = &[
+    "corrupt_test.go",
+    "ctl_v3_kv_test.go",
+    "ctl_v3_lease_test.go",
+    "ctl_v3_member_no_proxy_test.go",
+    "ctl_v3_member_test.go",
+    "ctl_v3_move_leader_test.go",
+    "ctl_v3_snapshot_test.go",
+    "ctl_v3_watch_test.go",
+    "discovery_v3_test.go",
+    "failover_test.go",
+    "force_new_cluster_test.go",
+    "graceful_shutdown_test.go",
+    "http_health_check_test.go",
+    "leader_snapshot_no_proxy_test.go",
+    "member_no_proxy_test.go",
+    "runtime_reconfiguration_test.go",
+    "txn_range_consistency_test.go",
+    "v3_lease_no_proxy_test.go",
+    "watch_test.go",
+];
+
+/// One of etcd's suites.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Suite {
+    /// `tests/common`.
+    Common,
+    /// The black-box cases of `tests/e2e`.
+    E2e,
+    /// The exploratory scenarios of `tests/robustness`.
+    Robustness,
+}
+
+/// Runs etcd's test suites against oxetcd.
 #[derive(Debug, Parser)]
 struct Arguments {
+    /// Only this suite.
+    #[arg(long, value_enum)]
+    suite: Option<Suite>,
     /// Only cases whose Go test name matches this pattern.
-    #[arg(long, default_value = ".")]
-    run: String,
+    #[arg(long)]
+    run: Option<String>,
+    /// How often the robustness suite is run; each time it has eight scenarios.
+    #[arg(long, default_value_t = 3)]
+    robustness_rounds: u32,
+    /// Serves empty lists of failpoints for the robustness suite instead.
+    #[arg(long, hide = true)]
+    serve_failpoints: bool,
     /// Try official etcd instead, to see what it passes.
     #[arg(long)]
     official: bool,
-    /// Keep the suite's output here.
+    /// Keep the suites' output here.
     #[arg(long)]
     log: Option<PathBuf>,
 }
 
 /// What became of a case.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Outcome {
+    Skipped,
     Passed,
     Failed,
-    Skipped,
 }
 
 /// Cases that are expected not to pass yet.
@@ -49,30 +94,82 @@ struct NotYet {
 
 fn main() -> anyhow::Result<ExitCode> {
     let arguments = Arguments::parse();
-    let bin_dir = official::bin_dir()?.context("the suite needs Go")?;
+    if arguments.serve_failpoints {
+        robustness::serve_failpoints()?;
+    }
+    let bin_dir = official::bin_dir()?.context("the suites need Go")?;
     let work = tempfile::tempdir()?;
-    let suite = prepare(work.path(), &bin_dir, arguments.official)?;
-    let output = run_suite(&suite, work.path(), &arguments.run)?;
+    prepare(work.path(), &bin_dir, arguments.official)?;
+    let (mut total, mut output) = (Total::default(), String::new());
+    let suites =
+        arguments.suite.map_or_else(|| Suite::value_variants().to_vec(), |only| vec![only]);
+    for suite in suites {
+        let program = match suite {
+            Suite::Robustness => robustness::build(&work.path().join("tests"))?,
+            Suite::Common | Suite::E2e => suite.build(&bin_dir)?,
+        };
+        let pattern = match &arguments.run {
+            Some(pattern) => pattern.clone(),
+            None => suite.pattern(work.path())?,
+        };
+        let rounds = if suite == Suite::Robustness { arguments.robustness_rounds } else { 1 };
+        let text = run_suite(suite, &program, work.path(), &pattern, rounds)?;
+        let outcomes = parse(&text);
+        ensure!(!outcomes.is_empty(), "the suite ran no case; its output is:\n{text}");
+        output.push_str(&text);
+        total.add(report(suite, &outcomes, &NotYet::read()?));
+    }
     if let Some(log) = &arguments.log {
         fs::write(log, &output)?;
     }
-    let outcomes = parse(&output);
-    ensure!(!outcomes.is_empty(), "the suite ran no case; its output is:\n{output}");
-    Ok(report(&outcomes, &NotYet::read()?))
+    Ok(total.conclude())
 }
 
-/// A writable copy of the suite's module, because it leaves files behind and has its fixtures
-/// there; and a directory with the three programs.
-fn prepare(work: &Path, bin_dir: &Path, try_official: bool) -> anyhow::Result<PathBuf> {
-    let go = official::go_module_dir();
-    let suite = bin_dir.join("common.test");
-    if !suite.exists() {
-        run(Command::new("go")
-            .args(["test", "-tags", "e2e", "-c", "-o"])
-            .arg(&suite)
-            .arg("go.etcd.io/etcd/tests/v3/common")
-            .current_dir(&go))?;
+impl Suite {
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Common => "common",
+            Self::E2e => "e2e",
+            Self::Robustness => "robustness",
+        }
     }
+
+    /// The suite's program, built if it is not there yet.
+    fn build(self, bin_dir: &Path) -> anyhow::Result<PathBuf> {
+        let program = bin_dir.join(format!("{}.test", self.name()));
+        if !program.exists() {
+            run(Command::new("go")
+                .args(["test", "-tags", "e2e", "-c", "-o"])
+                .arg(&program)
+                .arg(format!("go.etcd.io/etcd/tests/v3/{}", self.name()))
+                .current_dir(official::go_module_dir()))?;
+        }
+        Ok(program.canonicalize()?)
+    }
+
+    /// What matches the names of the cases that are wanted.
+    fn pattern(self, work: &Path) -> anyhow::Result<String> {
+        match self {
+            Self::Common => return Ok(".".to_owned()),
+            Self::Robustness => return Ok("^TestRobustnessExploratory$".to_owned()),
+            Self::E2e => {}
+        }
+        let mut names = Vec::new();
+        for file in E2E_FILES {
+            let file = work.join("tests/e2e").join(file);
+            let text =
+                fs::read_to_string(&file).with_context(|| format!("no {}", file.display()))?;
+            let found = text.lines().filter_map(|line| line.strip_prefix("func Test"));
+            names.extend(found.filter_map(|rest| Some(rest.split_once('(')?.0.to_owned())));
+        }
+        Ok(format!("^Test({})$", names.join("|")))
+    }
+}
+
+/// Makes a writable copy of the suites' module, because they leave files behind and have their
+/// fixtures there; and a directory with the three programs.
+fn prepare(work: &Path, bin_dir: &Path, try_official: bool) -> anyhow::Result<()> {
+    let go = official::go_module_dir();
     let listed = Command::new("go")
         .args(["list", "-m", "-f", "{{.Dir}}", "go.etcd.io/etcd/tests/v3"])
         .current_dir(&go)
@@ -88,7 +185,7 @@ fn prepare(work: &Path, bin_dir: &Path, try_official: bool) -> anyhow::Result<Pa
     for tool in ["etcdctl", "etcdutl"] {
         symlink(bin_dir.join(tool).canonicalize()?, programs.join(tool))?;
     }
-    Ok(suite.canonicalize()?)
+    Ok(())
 }
 
 fn run(command: &mut Command) -> anyhow::Result<()> {
@@ -99,20 +196,33 @@ fn run(command: &mut Command) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn run_suite(suite: &Path, work: &Path, pattern: &str) -> anyhow::Result<String> {
+fn run_suite(
+    suite: Suite,
+    program: &Path,
+    work: &Path,
+    pattern: &str,
+    rounds: u32,
+) -> anyhow::Result<String> {
     let tests = work.join("tests");
-    let script = "ip link set lo up && exec \"$@\"";
+    let script = match suite {
+        Suite::Robustness => {
+            "ip link set lo up && { \"$COMPAT\" --serve-failpoints & \"$@\"; kill $!; }"
+        }
+        Suite::Common | Suite::E2e => "ip link set lo up && exec \"$@\"",
+    };
     let output = Command::new("unshare")
         .args(["-n", "sh", "-c", script, "sh"])
-        .arg(suite)
+        .arg(program)
         .args(["-test.v", "-test.timeout=60m"])
+        .arg(format!("-test.count={rounds}"))
         .arg(format!("-test.run={pattern}"))
         .arg(format!("-bin-dir={}", work.join("bin").display()))
         .arg(format!("-cert-dir={}", tests.join("fixtures").display()))
         .env("E2E_TEST_MINIMAL", "true")
-        .current_dir(tests.join("common"))
+        .env("COMPAT", std::env::current_exe()?)
+        .current_dir(tests.join(suite.name()))
         .output()
-        .context("cannot run the suite: it needs `unshare` and `ip`, and the right to use them")?;
+        .context("cannot run a suite: it needs `unshare` and `ip`, and the right to use them")?;
     let mut text = String::from_utf8_lossy(&output.stdout).into_owned();
     text.push_str(&String::from_utf8_lossy(&output.stderr));
     Ok(text)
@@ -120,7 +230,7 @@ fn run_suite(suite: &Path, work: &Path, pattern: &str) -> anyhow::Result<String>
 
 /// The outcome of every case that has none inside.
 fn parse(output: &str) -> BTreeMap<String, Outcome> {
-    let mut all = BTreeMap::new();
+    let mut all: BTreeMap<String, Outcome> = BTreeMap::new();
     for line in output.lines() {
         let Some(rest) = line.trim_start().strip_prefix("--- ") else { continue };
         let Some((word, rest)) = rest.split_once(": ") else { continue };
@@ -131,7 +241,10 @@ fn parse(output: &str) -> BTreeMap<String, Outcome> {
             _ => continue,
         };
         let name = rest.rsplit_once(" (").map_or(rest, |(name, _took)| name);
-        all.insert(name.to_owned(), outcome);
+        // A case that is run several times has failed if it failed once.
+        all.entry(name.to_owned())
+            .and_modify(|before| *before = (*before).max(outcome))
+            .or_insert(outcome);
     }
     let names: Vec<_> = all.keys().cloned().collect();
     all.retain(|name, _| {
@@ -163,30 +276,57 @@ impl NotYet {
     }
 }
 
+/// How many cases came to what.
+#[derive(Clone, Copy, Debug, Default)]
+struct Total {
+    passed: usize,
+    failed: usize,
+    skipped: usize,
+}
+
+impl Total {
+    const fn add(&mut self, more: Self) {
+        self.passed += more.passed;
+        self.failed += more.failed;
+        self.skipped += more.skipped;
+    }
+
+    #[expect(clippy::print_stdout, reason = "a person reads the report")]
+    fn show(self, what: &str) {
+        let Self { passed, failed, skipped } = self;
+        println!("{what}: {passed} passed, {failed} failed, {skipped} skipped");
+    }
+
+    fn conclude(self) -> ExitCode {
+        self.show("etcd's suites");
+        if self.failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    }
+}
+
 #[expect(clippy::print_stdout, reason = "a person reads the report")]
-fn report(outcomes: &BTreeMap<String, Outcome>, not_yet: &NotYet) -> ExitCode {
-    let (mut passed, mut failed, mut skipped) = (0, 0, 0);
+fn report(suite: Suite, outcomes: &BTreeMap<String, Outcome>, not_yet: &NotYet) -> Total {
+    let mut total = Total::default();
     for (case, outcome) in outcomes {
         match (outcome, not_yet.reason(case)) {
             (Outcome::Passed, reason) => {
-                passed += 1;
+                total.passed += 1;
                 let note = reason.map(|reason| format!(" (listed as: {reason})"));
                 println!("passed   {case}{}", note.unwrap_or_default());
             }
             (Outcome::Failed, None) => {
-                failed += 1;
+                total.failed += 1;
                 println!("FAILED   {case}");
             }
             (Outcome::Failed, Some(reason)) => {
-                skipped += 1;
+                total.skipped += 1;
                 println!("not yet  {case}: {reason}");
             }
             (Outcome::Skipped, _) => {
-                skipped += 1;
+                total.skipped += 1;
                 println!("skipped by the suite itself: {case}");
             }
         }
     }
-    println!("etcd tests/common: {passed} passed, {failed} failed, {skipped} skipped");
-    if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    total.show(&format!("etcd tests/{}", suite.name()));
+    total
 }
