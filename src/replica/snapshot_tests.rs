@@ -175,6 +175,11 @@ fn received_state_takes_the_place_of_an_older_one_and_survives_a_restart() {
     assert_eq!(old.kv.count(&everything), 50, "a view does not change");
     drop(old);
 
+    leader.put("between", 7);
+    let again = leader.send(follower.dir.path());
+    follower.install(&again).expect("a second state, while the first one's database is open");
+    assert_eq!(follower.hash(), leader.hash());
+
     follower.put("later", 7);
     leader.put("later", 7);
     follower.flush();

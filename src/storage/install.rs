@@ -12,7 +12,10 @@ use std::{
     fs::{self, File},
     io,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
 use super::{
@@ -29,11 +32,15 @@ use crate::{
     model::{LogIndex, Revision},
 };
 
-/// Where a database that a leader sent is prepared, in the directory of `.snap` files. What is
-/// found there at the start is unfinished, and removed.
+/// Tells the databases of this process apart.
+static RECEIVED: AtomicU64 = AtomicU64::new(1);
+
+/// A new place where a database that a leader sent is prepared, for the directory of `.snap` files.
+/// What is found there at the start is unfinished, and removed.
 #[must_use]
 pub fn received_dir(snap_dir: &Path) -> PathBuf {
-    snap_dir.join(BACKEND_DIRECTORY).join(format!("{COPY_PREFIX}received"))
+    let number = RECEIVED.fetch_add(1, Ordering::Relaxed);
+    snap_dir.join(BACKEND_DIRECTORY).join(format!("{COPY_PREFIX}received-{number}"))
 }
 
 /// How far a database reaches.
