@@ -184,14 +184,16 @@ pub(super) async fn open(config: &Config, clock: &Clock) -> Result<Opened, Start
     if is_new && Backend::exists(&config.snap_dir().join(BACKEND_DIRECTORY)) {
         return Err(StartError::LogMissing { wal_dir: wal_options.dir });
     }
+    // Before there is a backend: a start that is refused here, or ends here, may be tried again.
+    let founded =
+        if is_new { Some(first_start::create_log(config, &wal_options).await?) } else { None };
     let options = BackendOptions::new(config.snap_dir().join(BACKEND_DIRECTORY));
     let (backend, writer) = Backend::open(&options).map_err(StartError::Backend)?;
     let position = backend.reader().and_then(|reader| reader.consistent_index());
     let position = position.map_err(StartError::Backend)?;
-    let (log, peers) = if is_new {
-        first_start::create_log(config, &wal_options).await?
-    } else {
-        (open_log(config, &wal_options, newest, position)?, Vec::new())
+    let (log, peers) = match founded {
+        Some(founded) => founded,
+        None => (open_log(config, &wal_options, newest, position)?, Vec::new()),
     };
     let opened = assemble_state(config, clock, log, peers, backend, writer)?;
     if !is_new && config.feature_gates.enabled(Gate::InitialCorruptCheck) {

@@ -1,0 +1,113 @@
+//! First starts in a cluster that go wrong, or come in an odd order; official and ours alike.
+#![expect(clippy::unwrap_used, reason = "a failed step of a test ends it")]
+#![expect(clippy::disallowed_methods, reason = "servers under test run on real time")]
+
+use std::{fs, thread, time::Duration};
+
+use oxetcd_compat_tests::{
+    group::{Group, until},
+    server::{Attempt, Kind},
+};
+
+const OURS: Kind = Kind::Oxetcd;
+
+/// The reason that a server gives for its end, with everything that differs from run to run taken
+/// out.
+fn reason(log: &str, group: &Group) -> String {
+    let lines = log.lines().rev().filter_map(|line| serde_json::from_str(line).ok());
+    let fatal = lines.filter(|line: &serde_json::Value| line["level"] == "fatal");
+    let error = fatal.map(|line| line["error"].as_str().unwrap_or_default().to_owned()).next();
+    let mut error = error.unwrap_or_else(|| "no fatal line".to_owned());
+    for (number, server) in (1..).zip(group.members()) {
+        error = error.replace(&server.peer_url(), &format!("PEER{number}"));
+        error = error.replace(&server.endpoint(), &format!("CLIENT{number}"));
+    }
+    let members = error.find("{ClusterID").map_or(error.len(), |at| at);
+    let end = error.rfind("}:").map_or(error.len(), |at| at + 1);
+    if members < end {
+        error.replace_range(members..end, "CLUSTER");
+    }
+    let words = error.split(' ').map(|word| {
+        let digits = word.trim_matches(|mark: char| !mark.is_ascii_alphanumeric());
+        let is_id = 14 < digits.len() && digits.bytes().all(|byte| byte.is_ascii_hexdigit());
+        if is_id { word.replace(digits, "ID") } else { word.to_owned() }
+    });
+    words.collect::<Vec<_>>().join(" ")
+}
+
+/// What a server of this kind says when it must not become a member.
+fn refused_starts(kind: Kind) -> Option<Vec<String>> {
+    let mut group = Group::start(&[Kind::Official, Kind::Official, kind], &[]).unwrap()?;
+    let all: Vec<_> = group.members().iter().map(|server| server.peer_url()).collect();
+    let mut seen = Vec::new();
+    group.member(2).kill();
+    fs::remove_dir_all(group.members()[2].data_dir()).unwrap();
+    let own = format!("m3={}", all[2]);
+    let whole = format!("m1={},m2={},{own}", all[0], all[1]);
+    for (flags, cluster) in [
+        // Its data is gone, and the cluster has seen it run.
+        (["--initial-cluster-state=new"].as_slice(), whole.clone()),
+        (&["--initial-cluster-state=existing"], format!("m1={},{own}", all[0])),
+        (
+            &["--initial-cluster-state=existing"],
+            format!("m1={},m2=http://127.0.0.1:1,{own}", all[0]),
+        ),
+        (&["--initial-cluster-state=existing"], format!("m1=http://127.0.0.1:1,{own}")),
+        (&["--initial-cluster-state=existing"], own.clone()),
+        (&["--initial-cluster-state=existing"], format!("m1={}", all[0])),
+    ] {
+        group.member(2).set_flags(flags);
+        group.member(2).set_group("m3", cluster);
+        let Attempt::Ended(ended) = group.member(2).attempt().unwrap() else {
+            panic!("{flags:?} started a member");
+        };
+        seen.push(format!("{:?}: {}", ended.status.code(), reason(&ended.log, &group)));
+        assert!(!group.members()[2].data_dir().join("member/wal").exists(), "nothing is left");
+    }
+    Some(seen)
+}
+
+#[test]
+fn starts_that_must_not_make_a_member_are_refused_in_etcd_s_words() {
+    let Some(official) = refused_starts(Kind::Official) else { return };
+    let ours = refused_starts(OURS).unwrap();
+    for (ours, official) in ours.iter().zip(&official) {
+        assert_eq!(ours, official, "ours on the left");
+    }
+}
+
+#[test]
+fn a_founder_may_come_late() {
+    let Some(mut group) = Group::prepare(&[OURS; 3], &[]).unwrap() else { return };
+    let first = group.member(0).launch().unwrap();
+    let second = group.member(1).launch().unwrap();
+    assert!(first.wait() && second.wait(), "two of three are a quorum");
+    group.ctl_at(0, &["put", "a", "1"]).unwrap();
+    let version = |group: &Group| group.ask_peer(0, "GET", "/version", b"").unwrap().body;
+    let undecided = String::from_utf8(version(&group)).unwrap();
+    assert!(undecided.contains(r#""etcdcluster":"3.0.0""#), "one is not known: {undecided}");
+    group.resume().unwrap();
+    until("all agree on what they can", || {
+        Ok(String::from_utf8(version(&group))?.contains(r#""etcdcluster":"3.7.0""#))
+    })
+    .unwrap();
+    assert_eq!(group.ctl_at(2, &["get", "a"]).unwrap(), "a\n1\n");
+    group.agree().unwrap();
+}
+
+#[test]
+fn a_member_that_crashes_while_it_joins_joins_later() {
+    let Some(mut group) = Group::start(&[OURS], &["--snapshot-count=50"]).unwrap() else { return };
+    for number in 0..200 {
+        group.ctl(&["put", &format!("k{number}"), "x"]).unwrap();
+    }
+    let joining = group.add(OURS, &[]).unwrap();
+    for pause in [0, 10, 20, 40, 80, 160, 320] {
+        let readiness = group.member(joining).launch().unwrap();
+        thread::sleep(Duration::from_millis(pause));
+        drop(readiness);
+        group.member(joining).kill();
+    }
+    group.resume().unwrap();
+    group.agree().unwrap();
+}
