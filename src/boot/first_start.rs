@@ -114,22 +114,61 @@ pub(super) async fn create_log(
         ClusterState::Existing => join(config).await?,
     };
     let Beginning { member, cluster, entries, peers } = beginning;
-    let mut hard_state = HardState::default();
-    let mut wal = Wal::create(options, member, cluster).map_err(StartError::Wal)?;
-    if !entries.is_empty() {
-        hard_state.term = Some(BOOTSTRAP_TERM.0);
-        hard_state.vote = Some(0);
-        hard_state.commit = Some(entries.len() as u64);
-        wal.append(Some(&hard_state), &entries, true).map_err(StartError::Wal)?;
-    }
+    let wal = Wal::create(options, member, cluster).map_err(StartError::Wal)?;
     tracing::info!(
         "local-member-id" = %member,
         "cluster-id" = %cluster,
         "starting local member"
     );
-    let snapshot = WalSnapshot::default();
-    let recovered = Recovered { member, cluster, hard_state, entries, snapshot };
-    Ok((Log { wal, recovered }, peers))
+    let recovered = Recovered {
+        member,
+        cluster,
+        hard_state: HardState::default(),
+        entries: Vec::new(),
+        snapshot: WalSnapshot::default(),
+    };
+    let mut log = Log { wal, recovered };
+    log.begin_with(entries)?;
+    Ok((log, peers))
+}
+
+/// Gives a founder's log the entries that it did not get, because the first start ended before: a
+/// log without any is no founder's. Does nothing to all others.
+///
+/// # Errors
+/// - [`StartError`] if the log cannot be written.
+pub(super) fn finish_log(config: &Config, log: &mut Log) -> Result<(), StartError> {
+    let Recovered { member, cluster, hard_state, entries, snapshot } = &log.recovered;
+    let is_blank = entries.is_empty()
+        && *hard_state == HardState::default()
+        && *snapshot == WalSnapshot::default();
+    if !is_blank || config.initial_cluster_state != ClusterState::New || config.discovery.is_some()
+    {
+        return Ok(());
+    }
+    let Ok(members) = config.bootstrap_members() else { return Ok(()) };
+    let bootstrap = derive(config, &members)?;
+    let own = bootstrap.member_named(&config.name).map(|own| own.id);
+    if own == Some(*member) && bootstrap.cluster == *cluster {
+        log.begin_with(bootstrap.entries())?;
+    }
+    Ok(())
+}
+
+impl Log {
+    /// Writes the entries that are committed from the start.
+    fn begin_with(&mut self, entries: Vec<Entry>) -> Result<(), StartError> {
+        if entries.is_empty() {
+            return Ok(());
+        }
+        let Self { wal, recovered } = self;
+        recovered.hard_state.term = Some(BOOTSTRAP_TERM.0);
+        recovered.hard_state.vote = Some(0);
+        recovered.hard_state.commit = Some(entries.len() as u64);
+        wal.append(Some(&recovered.hard_state), &entries, true).map_err(StartError::Wal)?;
+        recovered.entries = entries;
+        Ok(())
+    }
 }
 
 async fn found(config: &Config) -> Result<Beginning, StartError> {

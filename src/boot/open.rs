@@ -271,7 +271,9 @@ fn open_log(
         "commit-index" = recovered.hard_state.commit,
         "restarting local member"
     );
-    Ok(Log { wal, recovered })
+    let mut log = Log { wal, recovered };
+    first_start::finish_log(config, &mut log)?;
+    Ok(log)
 }
 
 fn assemble_state(
