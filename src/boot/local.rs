@@ -59,6 +59,10 @@ impl Local for PeerSide {
         self.snap_dir.join(snapshot_file(index))
     }
 
+    fn removed(&self) {
+        self.handle.told_removed();
+    }
+
     fn call(&self, call: PeerCall) -> Pin<Box<dyn Future<Output = PeerAnswer> + Send>> {
         Box::pin(answer(self.member.clone(), call))
     }

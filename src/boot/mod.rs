@@ -262,6 +262,10 @@ async fn serve_until_signal(
             threads.stop();
             return Ok(Ended::By(ended_by));
         }
+        () = handle.removed() => {
+            threads.stop();
+            return Ok(Ended::Removed(member));
+        }
     };
     published.map_err(|_stopped: Unavailable| StartError::Stopped)?;
     wait_for_version(&handle).await;

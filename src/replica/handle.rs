@@ -352,6 +352,12 @@ impl Handle {
         self.0.shared.removed.notified().await;
     }
 
+    /// A peer says that this member was removed from the cluster, of which its own log does not know
+    /// yet, and will not know.
+    pub fn told_removed(&self) {
+        self.0.shared.removed.notify_one();
+    }
+
     /// An id that no other request of the cluster has.
     #[must_use]
     pub fn new_request_id(&self) -> RequestId {
