@@ -307,6 +307,7 @@ fn threads_start_in_boot() {
         "src/base/thread.rs",
         "src/serve/workers.rs",
         "src/storage/wal/fill.rs",
+        "src/storage/wal/purge.rs",
         "src/transport/spool.rs",
     ];
     let mut faults = Vec::new();

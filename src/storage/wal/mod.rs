@@ -26,6 +26,7 @@ mod error;
 mod files;
 mod fill;
 mod frame;
+mod purge;
 mod recover;
 mod segments;
 #[cfg(test)]
@@ -378,7 +379,10 @@ impl Wal {
         while 0 < keep_files_max && keep_files_max < self.held.len() + self.released.len() {
             let Some(oldest) = self.released.front() else { break };
             let path = segments::path(&self.options.dir, *oldest);
-            let removed = self.options.disk.remove(&path);
+            let disk = &self.options.disk;
+            // A log that is not filled in the background starts no other threads either.
+            let removed =
+                if self.options.zero_fill { purge::purge(disk, &path) } else { disk.remove(&path) };
             removed.map_err(|source| WalError::System { file: path.clone(), source })?;
             tracing::info!(path = %path.display(), "purged");
             self.released.pop_front();
