@@ -272,6 +272,27 @@ impl Server {
         }
     }
 
+    /// Stops the process where it is, until [`Server::wake`].
+    ///
+    /// # Errors
+    /// If it does not run.
+    pub fn sleep(&self) -> anyhow::Result<()> {
+        self.signal(Signal::STOP)
+    }
+
+    /// Lets the process go on.
+    ///
+    /// # Errors
+    /// If it does not run.
+    pub fn wake(&self) -> anyhow::Result<()> {
+        self.signal(Signal::CONT)
+    }
+
+    fn signal(&self, signal: Signal) -> anyhow::Result<()> {
+        let child = self.child.as_ref().context("the server does not run")?;
+        Ok(kill_process(Pid::from_child(child), signal)?)
+    }
+
     /// Asks the process to end, and waits until it has.
     ///
     /// # Errors

@@ -417,3 +417,39 @@ fn official_members_are_replaced_in_place() {
     let time = group.ctl(&["lease", "timetolive", &lease, "--keys"]).unwrap();
     assert!(time.contains("granted with TTL(600s)") && time.contains("leased"), "{time}");
 }
+
+/// A leader that slept while another one renewed a lease must not end it (etcd issue 15247).
+#[test]
+fn a_leader_that_slept_ends_no_lease() {
+    let Some(mut group) = Group::start(&[OURS; 3], &[]).unwrap() else { return };
+    let sleeper = group.leader().unwrap();
+    let awake = [(sleeper + 1) % 3, (sleeper + 2) % 3];
+    let lease = group.ctl_at(awake[0], &["lease", "grant", "4"]).unwrap();
+    let lease = lease.split(' ').nth(1).unwrap().to_owned();
+    group.ctl_at(awake[0], &["put", "leased", "x", &format!("--lease={lease}")]).unwrap();
+    group.member(sleeper).sleep().unwrap();
+    let slept = std::time::Instant::now();
+    until("the others have a leader", || {
+        Ok(awake
+            .iter()
+            .any(|at| group.status(*at).is_ok_and(|status| status.leader == status.member)))
+    })
+    .unwrap();
+    until("the lease would have ended without renewals", || {
+        let kept = group.ctl_at(awake[0], &["lease", "keep-alive", "--once", &lease])?;
+        assert!(kept.contains("keepalived"), "{kept}");
+        Ok(std::time::Duration::from_secs(8) < slept.elapsed())
+    })
+    .unwrap();
+    group.member(sleeper).wake().unwrap();
+    let woken = std::time::Instant::now();
+    until("the sleeper had its chance", || {
+        // Asked of the sleeper, too, which must not renew what it does not count any more.
+        let kept = group.ctl_at(sleeper, &["lease", "keep-alive", "--once", &lease])?;
+        assert!(kept.contains("keepalived"), "{kept}");
+        Ok(std::time::Duration::from_secs(3) < woken.elapsed())
+    })
+    .unwrap();
+    assert_eq!(group.ctl_at(awake[0], &["get", "leased"]).unwrap(), "leased\nx\n");
+    group.agree().unwrap();
+}

@@ -41,6 +41,9 @@ pub enum Input {
     Tick,
     /// A caller proposed this command.
     Propose(Bytes),
+    /// This member proposes this command as the leader of a term; it is nobody's if another one
+    /// leads meanwhile, who knows better.
+    ProposeAsLeader(Term, Bytes),
     /// A caller proposed this change of membership.
     ProposeConfChange(Box<ConfChange>),
     /// At least one reader waits for a linearizable point.
@@ -256,6 +259,11 @@ impl Core {
         match input {
             Input::Tick => self.tick(),
             Input::Propose(data) => self.propose(Proposal::Command(data)),
+            Input::ProposeAsLeader(term, data) => {
+                if self.raft.role() == Role::Leader && self.raft.term() == term {
+                    note_dropped(self.raft.propose(vec![data]));
+                }
+            }
             Input::ProposeConfChange(change) => self.propose(Proposal::ConfChange(change)),
             // The thread gives a round its context with `read`, applied positions with
             // `note_applied`, and snapshots to the log.
@@ -552,6 +560,20 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn what_a_leader_decides_is_not_passed_on_to_another_term() {
+        let mut core = lone_voter();
+        core.handle(Input::ProposeAsLeader(Term(1), "nobody leads yet".into()));
+        core.campaign_if_alone();
+        settle(&mut core);
+        let term = core.raft().term();
+        core.handle(Input::ProposeAsLeader(Term(term.0 - 1), "of an earlier term".into()));
+        core.handle(Input::ProposeAsLeader(term, "mine".into()));
+        let applied: Vec<_> =
+            settle(&mut core).into_iter().filter(|data| !data.is_empty()).collect();
+        assert_eq!(applied, [Bytes::from_static(b"mine")]);
     }
 
     #[test]

@@ -15,7 +15,7 @@ use proto::{
 
 use crate::{
     base::task,
-    model::{LeaseId, MemberId, Request, Unavailable},
+    model::{LeaseId, MemberId, Request, Term, Unavailable},
 };
 
 use super::{Handle, Identity};
@@ -139,11 +139,12 @@ impl Duties {
     /// Ends every lease that is due, many at a time.
     async fn revoke_expired(&self) {
         let mut revokes = FuturesUnordered::new();
+        let term = self.handle.status().term;
         loop {
             let room = REVOKES_IN_FLIGHT_MAX - revokes.len();
             let now = self.handle.clock().now();
             for lease in self.handle.lessor().expired(now, room) {
-                revokes.push(self.revoke(lease));
+                revokes.push(self.revoke(lease, term));
             }
             if revokes.next().await.is_none() {
                 return;
@@ -152,11 +153,12 @@ impl Duties {
     }
 
     /// An expired lease that is still there after a while is offered again by the lessor, so a
-    /// failed proposal needs no more than a line in the log.
-    async fn revoke(&self, lease: LeaseId) {
+    /// failed proposal needs no more than a line in the log. It must not reach another leader, for
+    /// whom the lease may have been renewed meanwhile.
+    async fn revoke(&self, lease: LeaseId, term: Term) {
         super::metrics::LEASES_EXPIRED.inc();
         let request = Request::LeaseRevoke(LeaseRevokeRequest { id: lease.0 });
-        if let Err(error) = self.handle.propose(Identity::default(), request).await {
+        if let Err(error) = self.handle.propose_as_leader(term, request).await {
             tracing::warn!("lease-id" = %lease, ?error, "failed to revoke lease");
         }
     }
@@ -165,6 +167,7 @@ impl Duties {
         while !self.handle.stopping() {
             tokio::time::sleep(CHECKPOINT_LOOK).await;
             let now = self.handle.clock().now();
+            let term = self.handle.status().term;
             loop {
                 let lessor = self.handle.lessor();
                 let checkpoints = lessor.due_checkpoints(now, CHECKPOINT_LEASES_MAX);
@@ -172,7 +175,7 @@ impl Duties {
                     break;
                 }
                 let request = Request::LeaseCheckpoint(LeaseCheckpointRequest { checkpoints });
-                if let Err(error) = self.handle.propose(Identity::default(), request).await {
+                if let Err(error) = self.handle.propose_as_leader(term, request).await {
                     tracing::warn!(?error, "failed to checkpoint leases");
                     break;
                 }

@@ -9,6 +9,7 @@ use std::{
     time::Duration,
 };
 
+use bytes::Bytes;
 use proto::raftpb::{ConfChange, Message, MessageType};
 use tokio::sync::oneshot;
 
@@ -167,6 +168,29 @@ impl Handle {
         identity: Identity,
         request: Request,
     ) -> Result<Outcome, Unavailable> {
+        let (id, data) = self.encode(identity, request)?;
+        self.wait_for(id, Input::Propose(data)).await
+    }
+
+    /// As [`Handle::propose`], for what only the leader of `term` may decide: the request is not
+    /// passed on to another leader.
+    ///
+    /// # Errors
+    /// As [`Handle::propose`]; a time-out too if this member does not lead `term`.
+    pub async fn propose_as_leader(
+        &self,
+        term: Term,
+        request: Request,
+    ) -> Result<Outcome, Unavailable> {
+        let (id, data) = self.encode(Identity::default(), request)?;
+        self.wait_for(id, Input::ProposeAsLeader(term, data)).await
+    }
+
+    fn encode(
+        &self,
+        identity: Identity,
+        request: Request,
+    ) -> Result<(RequestId, Bytes), Unavailable> {
         self.check_backlog()?;
         let id = self.0.ids.next();
         let Identity { username, auth_revision } = identity;
@@ -175,7 +199,7 @@ impl Handle {
         if request_bytes_max < data.len() {
             return Err(Unavailable::TooLarge { request_bytes_max });
         }
-        self.wait_for(id, Input::Propose(data)).await
+        Ok((id, data))
     }
 
     /// Replicates a change of membership, and returns the membership after it.
@@ -321,6 +345,14 @@ impl Handle {
     pub fn snapshot_sent(&self, member: MemberId, report: SnapshotReport) {
         // A replica thread that is gone needs no telling.
         drop(self.0.inputs.send_reserved(Input::SnapshotSent(member, report)));
+    }
+
+    /// Whether the replica thread has ticked lately. If it has not, as after a pause of the process,
+    /// what it shows of the leader may be long over.
+    #[must_use]
+    pub fn is_awake(&self) -> bool {
+        let shared = &self.0.shared;
+        shared.clock.now() < Duration::from_millis(shared.awake_until_ms.load(Ordering::Acquire))
     }
 
     /// How far the log of `member` is known to reach; `None` inside if there is no such member.

@@ -86,6 +86,7 @@ impl LeaseCalls {
     /// - [`Unavailable::NotPrimary`] if this member does not lead.
     /// - inside, [`Rejection::LeaseNotFound`].
     pub async fn renew_here(&self, lease: LeaseId) -> Result<Said<i64>, Unavailable> {
+        self.ensure_leadership().await?;
         let mut is_settled = false;
         loop {
             match self.handle.lessor().renew(lease, self.handle.clock().now()) {
@@ -105,6 +106,18 @@ impl LeaseCalls {
                 }
             }
         }
+    }
+
+    /// Asks a quorum whether this member still leads, if it may have slept through its successor.
+    ///
+    /// Source: etcd `EtcdServer.ensureLeadership`.
+    async fn ensure_leadership(&self) -> Result<(), Unavailable> {
+        if self.handle.is_awake() {
+            return Ok(());
+        }
+        self.handle.linearizable().await?;
+        let status = self.handle.status();
+        if status.leader == status.member { Ok(()) } else { Err(Unavailable::NotPrimary) }
     }
 
     /// Records that the remaining time of a lease is its full one again.

@@ -36,6 +36,11 @@ use super::{
     snapshot::SnapshotSender,
 };
 
+/// How many ticks after one the thread counts as awake.
+///
+/// Source: etcd `EtcdServer.isActive`.
+const AWAKE_TICKS: u32 = 3;
+
 /// The body of the replica thread.
 #[derive(Debug)]
 pub struct ReplicaThread {
@@ -99,6 +104,7 @@ impl ReplicaThread {
             // a burst of ticks would start elections that nobody needs.
             if next_tick <= now {
                 self.core.handle(Input::Tick);
+                self.show_awake(now);
                 self.expire(now);
                 next_tick = now + self.tick;
             }
@@ -146,6 +152,12 @@ impl ReplicaThread {
         if let Some(context) = self.rounds.start(now, &self.shared.reads) {
             self.core.read(context);
         }
+    }
+
+    fn show_awake(&self, now: Duration) {
+        let until = (now + AWAKE_TICKS * self.tick).as_millis();
+        let until = u64::try_from(until).unwrap_or(u64::MAX);
+        self.shared.awake_until_ms.store(until, Ordering::Release);
     }
 
     /// Ends what has waited too long.

@@ -38,6 +38,9 @@ pub(super) struct Shared {
     /// Written by the replica thread: when the present leader became known, in milliseconds of
     /// the clock.
     pub(super) leader_since_ms: AtomicU64,
+    /// Written by the replica thread at each tick: until when, in milliseconds of the clock, it
+    /// counts as awake.
+    pub(super) awake_until_ms: AtomicU64,
     /// Written by the replica thread: this member is alone and has applied all that anybody can have
     /// been told of, so its published view is linearizable without asking anybody.
     pub(super) reads_without_round: AtomicBool,
@@ -87,6 +90,7 @@ impl Shared {
             term,
             leader: AtomicU64::new(0),
             leader_since_ms: AtomicU64::new(0),
+            awake_until_ms: AtomicU64::new(0),
             reads_without_round: AtomicBool::new(false),
             stopping: AtomicBool::new(false),
             removed: Notify::new(),
