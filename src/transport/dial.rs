@@ -105,11 +105,11 @@ pub(super) struct Connection<B> {
     _driver: AbortOnDropHandle<()>,
 }
 
-/// Connects to the peer at `url`.
+/// Connects to the peer at `url`; a write there may wait for `patience`.
 ///
 /// # Errors
 /// - [`PeerError`] if it cannot be reached.
-pub(super) async fn connect<B>(url: &str) -> Result<Connection<B>, PeerError>
+pub(super) async fn connect<B>(url: &str, patience: Duration) -> Result<Connection<B>, PeerError>
 where
     B: Body + Send + Unpin + 'static,
     B::Data: Send,
@@ -118,7 +118,7 @@ where
     let (host, port) = address(url).ok_or_else(|| PeerError::Url(url.to_owned()))?;
     let stream = timeout(DIAL_TIMEOUT, TcpStream::connect((host.as_str(), port))).await;
     let stream = stream.map_err(|_elapsed| PeerError::TimedOut)??;
-    let io = TokioIo::new(Socket::new(stream)?);
+    let io = TokioIo::new(Socket::new(stream, patience)?);
     let (requests, connection) = http1::Builder::new().handshake(io).await?;
     // Whoever waits for an answer hears of a failure.
     let driver = task::spawn(async move { drop(connection.await) });

@@ -20,6 +20,7 @@ use super::{
     dial::{self, Connection, PeerError, check_posted},
     peer::Peer,
     shared::Shared,
+    socket::SILENCE_MAX,
 };
 
 /// Requests at a time.
@@ -98,7 +99,7 @@ impl Pipeline {
             check_posted(&self.shared, &self.peer, answer).await?;
             return Ok(connection);
         }
-        let mut connection = dial::connect(url).await?;
+        let mut connection = dial::connect(url, SILENCE_MAX).await?;
         let answer = connection.requests.send_request(self.request(url, bytes)?).await?;
         check_posted(&self.shared, &self.peer, answer).await?;
         Ok(connection)

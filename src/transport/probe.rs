@@ -86,7 +86,7 @@ impl Probe {
             .map_err(|_invalid| PeerError::Url(url.to_owned()))?;
         let mut connection = match idle.filter(|idle| !idle.requests.is_closed()) {
             Some(idle) => idle,
-            None => dial::connect(url).await?,
+            None => dial::connect(url, SILENCE_MAX).await?,
         };
         connection.requests.ready().await?;
         let answer = connection.requests.send_request(request).await?;

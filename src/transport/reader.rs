@@ -188,7 +188,7 @@ impl Reader {
             .header("X-Raft-To", self.peer.id.to_string())
             .body(Empty::new())
             .map_err(|_invalid| PeerError::Url(url.to_owned()))?;
-        let mut connection = dial::connect(url).await?;
+        let mut connection = dial::connect(url, SILENCE_MAX).await?;
         let answer = timeout(SILENCE_MAX, connection.requests.send_request(request)).await;
         let answer = answer.map_err(|_elapsed| PeerError::TimedOut)??;
         if !version::offers_stream(settings.server_version, answer.headers(), self.kind) {

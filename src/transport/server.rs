@@ -71,7 +71,7 @@ async fn serve(
     remote: SocketAddr,
     _permit: OwnedSemaphorePermit,
 ) {
-    let socket = match Socket::new(stream) {
+    let socket = match Socket::new(stream, SILENCE_MAX) {
         Ok(socket) => socket,
         Err(error) => return debug!(%error, %remote, "a connection of a peer ended"),
     };

@@ -33,6 +33,10 @@ use crate::consensus::SnapshotReport;
 /// A snapshot that has not been taken by then has failed: raft waits for nothing else meanwhile.
 const TRANSFER_TIMEOUT: Duration = Duration::from_hours(1);
 
+/// How long the receiver's disk may keep it from taking the next bytes. To begin anew costs more than
+/// to wait.
+const DISK_PATIENCE: Duration = Duration::from_mins(1);
+
 /// The message and the database, as one body.
 #[derive(Debug)]
 struct Parts {
@@ -124,7 +128,7 @@ async fn post_at(
         .header("Content-Type", "application/octet-stream")
         .body(Parts::new(message, database))
         .map_err(|_invalid| PeerError::Url(url.to_owned()))?;
-    let mut connection = dial::connect(url).await?;
+    let mut connection = dial::connect(url, DISK_PATIENCE).await?;
     let answer = connection.requests.send_request(request).await?;
     check_posted(shared, peer, answer).await
 }

@@ -28,16 +28,20 @@ pub(super) const SILENCE_MAX: Duration = Duration::from_secs(5);
 #[derive(Debug)]
 pub(super) struct Socket {
     stream: TcpStream,
+    /// How long a write may wait.
+    patience: Duration,
     /// Runs while a write waits.
     stalled: Option<Pin<Box<Sleep>>>,
 }
 
 impl Socket {
+    /// A socket on which a write may wait for `patience`.
+    ///
     /// # Errors
     /// Those of the system.
-    pub(super) fn new(stream: TcpStream) -> io::Result<Self> {
+    pub(super) fn new(stream: TcpStream, patience: Duration) -> io::Result<Self> {
         stream.set_nodelay(true)?;
-        Ok(Self { stream, stalled: None })
+        Ok(Self { stream, patience, stalled: None })
     }
 
     /// The socket itself.
@@ -55,7 +59,8 @@ impl Socket {
             self.stalled = None;
             return result;
         }
-        let stalled = self.stalled.get_or_insert_with(|| Box::pin(sleep(SILENCE_MAX)));
+        let patience = self.patience;
+        let stalled = self.stalled.get_or_insert_with(|| Box::pin(sleep(patience)));
         stalled.as_mut().poll(context).map(|()| Err(io::ErrorKind::TimedOut.into()))
     }
 }
