@@ -2,4 +2,5 @@
 
 mod endpoints;
 mod fake;
+mod odd_peers;
 mod talk;
