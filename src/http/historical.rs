@@ -44,9 +44,8 @@ const GAUGES: [&str; 28] = [
 ];
 
 /// Counters that stay 0.
-const COUNTERS: [&str; 8] = [
+const COUNTERS: [&str; 7] = [
     "etcd_server_heartbeat_send_failures_total",
-    "etcd_server_learner_promote_successes",
     "etcd_debugging_store_expires_total",
     "etcd_debugging_store_watch_requests_total",
     "etcd_grpc_proxy_events_coalescing_total",

@@ -7,7 +7,7 @@
 //!
 //! Source: etcd `server/etcdserver/server.go`, `AddMember` and its siblings.
 
-use std::sync::Arc;
+use std::{fmt, sync::Arc};
 
 use bytes::Bytes;
 use proto::{
@@ -25,9 +25,12 @@ use crate::{
 };
 
 use super::{
-    Handle, KnownProgress,
+    Handle, KnownProgress, metrics,
     remote::{Asking, Turn, shown},
 };
+
+/// How etcd's server begins its errors.
+const SERVER: &str = "etcdserver";
 
 /// What a leader says of a learner that it does not promote; the beginning is its module's.
 const NOT_LEARNER: &str = "can only promote a learner member";
@@ -156,7 +159,10 @@ impl MemberCalls {
             match asking.turn().await? {
                 Turn::Here => match self.promote_here(id).await {
                     Err(ChangeError::Unavailable(Unavailable::NotLeader)) => {}
-                    outcome => return outcome,
+                    outcome => {
+                        count_promotion(&outcome);
+                        return outcome;
+                    }
                 },
                 Turn::There(leader) => {
                     let reply = leader.promote(id).await;
@@ -249,6 +255,40 @@ impl MemberCalls {
         );
     }
 }
+
+fn count_promotion(outcome: &Changed) {
+    match outcome {
+        Ok(_) => metrics::LEARNER_PROMOTE_SUCCESSES.inc(),
+        Err(error) => {
+            let reason = error.to_string();
+            metrics::LEARNER_PROMOTE_FAILURES.with_label_values(&[reason.as_str()]).inc();
+        }
+    }
+}
+
+/// The words of etcd's own code, which its metrics have as well; what clients are told stands
+/// elsewhere.
+impl fmt::Display for ChangeError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Rejected(Rejection::MemberNotFound { .. }) => {
+                f.write_str("membership: ID not found")
+            }
+            Self::Rejected(Rejection::MemberNotLearner { .. }) => {
+                write!(f, "membership: {NOT_LEARNER}")
+            }
+            Self::Rejected(rejection) => write!(f, "the cluster refused: {rejection:?}"),
+            Self::Unavailable(unavailable) => write!(f, "no outcome: {unavailable:?}"),
+            Self::NotEnoughStarted => {
+                write!(f, "{SERVER}: re-configuration failed due to not enough started members")
+            }
+            Self::Unhealthy => write!(f, "{SERVER}: unhealthy cluster"),
+            Self::LearnerNotReady => write!(f, "{SERVER}: {NOT_READY}"),
+        }
+    }
+}
+
+impl std::error::Error for ChangeError {}
 
 /// Whether a learner has nine tenths of the leader's log.
 ///

@@ -4,7 +4,9 @@
 
 use std::{sync::LazyLock, time::Duration};
 
-use crate::base::metrics::{HistogramVec, IntCounter, IntGauge, counter, gauge, histograms};
+use crate::base::metrics::{
+    HistogramVec, IntCounter, IntCounterVec, IntGauge, counter, counters, gauge, histograms,
+};
 
 pub(super) static HAS_LEADER: LazyLock<IntGauge> = LazyLock::new(|| {
     gauge("etcd_server_has_leader", "Whether or not a leader exists. 1 is existence, 0 is not.")
@@ -45,6 +47,20 @@ pub(super) static FAILED_READS: LazyLock<IntCounter> = LazyLock::new(|| {
 pub(super) static LEASES_EXPIRED: LazyLock<IntCounter> = LazyLock::new(|| {
     counter("etcd_debugging_server_lease_expired_total", "The total number of expired leases.")
 });
+pub(super) static LEARNER_PROMOTE_SUCCESSES: LazyLock<IntCounter> = LazyLock::new(|| {
+    counter(
+        "etcd_server_learner_promote_successes",
+        "The total number of successful learner promotions while this member is leader.",
+    )
+});
+pub(super) static LEARNER_PROMOTE_FAILURES: LazyLock<IntCounterVec> = LazyLock::new(|| {
+    counters(
+        "etcd_server_learner_promote_failures",
+        "The total number of failed learner promotions (likely learner not ready) while this \
+         member is leader.",
+        &["Reason"],
+    )
+});
 static APPLY_DURATION: LazyLock<HistogramVec> = LazyLock::new(|| {
     histograms(
         "etcd_server_apply_duration_seconds",
@@ -69,9 +85,11 @@ pub fn register_metrics() {
         &SLOW_READS,
         &FAILED_READS,
         &LEASES_EXPIRED,
+        &LEARNER_PROMOTE_SUCCESSES,
     ] {
         LazyLock::force(counter);
     }
+    LazyLock::force(&LEARNER_PROMOTE_FAILURES);
     LazyLock::force(&APPLY_DURATION);
 }
 
