@@ -88,7 +88,7 @@ enum Outcome {
 /// Cases that are expected not to pass yet.
 #[derive(Debug)]
 struct NotYet {
-    /// A part of the case's name, and why.
+    /// A part of the case's name, or `=` and all of it; and why.
     patterns: Vec<(String, String)>,
 }
 
@@ -271,7 +271,11 @@ impl NotYet {
     }
 
     fn reason(&self, case: &str) -> Option<&str> {
-        let found = self.patterns.iter().find(|(pattern, _)| case.contains(pattern.as_str()));
+        let matches = |pattern: &str| match pattern.strip_prefix('=') {
+            Some(whole) => case == whole,
+            None => case.contains(pattern),
+        };
+        let found = self.patterns.iter().find(|(pattern, _)| matches(pattern));
         found.map(|(_, reason)| reason.as_str())
     }
 }
