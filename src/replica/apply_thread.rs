@@ -46,7 +46,7 @@ pub(super) enum ApplyInput {
 }
 
 /// How often the thread looks after background work while no entries come.
-const IDLE_LOOK: Duration = Duration::from_millis(100);
+const IDLE_LOOK: Duration = Duration::from_millis(500);
 
 /// The pause between two pieces of background work, in which entries come first.
 const BACKGROUND_PAUSE: Duration = Duration::from_millis(1);

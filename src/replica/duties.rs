@@ -29,6 +29,9 @@ pub use compaction::Compaction;
 /// Source: etcd `lessor.runLoop` looks every 500 ms; ours is finer because it is cheaper.
 const LEASE_LOOK: Duration = Duration::from_millis(100);
 
+/// The same while none is due soon: an idle member wakes up rarely.
+const LEASE_LOOK_MAX: Duration = Duration::from_millis(500);
+
 /// Leases whose end may be proposed and not yet applied, so that a flood of expiries leaves room
 /// for clients.
 const REVOKES_IN_FLIGHT_MAX: usize = 1_024;
@@ -129,11 +132,18 @@ impl Duties {
 
     async fn expire_leases(self) {
         while !self.handle.stopping() {
-            tokio::time::sleep(LEASE_LOOK).await;
+            tokio::time::sleep(self.until_lease_look()).await;
             if leads(&self.handle) {
                 self.revoke_expired().await;
             }
         }
+    }
+
+    /// A lease that is granted meanwhile lasts longer than the longest pause.
+    fn until_lease_look(&self) -> Duration {
+        let now = self.handle.clock().now();
+        let next = self.handle.lessor().next_expiry();
+        next.map_or(LEASE_LOOK_MAX, |at| at.saturating_sub(now).clamp(LEASE_LOOK, LEASE_LOOK_MAX))
     }
 
     /// Ends every lease that is due, many at a time.
