@@ -61,10 +61,15 @@ pub struct FaultRun {
     compacted: i64,
 }
 
+/// Numbers that a seed makes again.
 #[derive(Debug)]
-struct Random(u64);
+pub(crate) struct Random(u64);
 
 impl Random {
+    pub(crate) const fn new(seed: u64) -> Self {
+        Self(seed | 1)
+    }
+
     const fn next(&mut self) -> u64 {
         self.0 ^= self.0 << 13;
         self.0 ^= self.0 >> 7;
@@ -72,7 +77,7 @@ impl Random {
         self.0
     }
 
-    const fn below(&mut self, bound: u64) -> u64 {
+    pub(crate) const fn below(&mut self, bound: u64) -> u64 {
         self.next() % bound
     }
 }
@@ -85,7 +90,7 @@ impl FaultRun {
         Self {
             server,
             ledger: Ledger::new(),
-            random: Random(seed | 1),
+            random: Random::new(seed),
             values: Arc::default(),
             compacted: -1,
         }
@@ -204,7 +209,7 @@ async fn disturb(client: Client, beside: Beside, target: i64) {
 }
 
 /// The revision of the store, and the encoded rows of all keys in key order.
-async fn read_all(client: &mut Client) -> anyhow::Result<(i64, Vec<Bytes>)> {
+pub(crate) async fn read_all(client: &mut Client) -> anyhow::Result<(i64, Vec<Bytes>)> {
     let all = RangeRequest { key: "\0".into(), range_end: "\0".into(), ..Default::default() };
     let answer = client.kv().range(all).await?.into_inner();
     let head = answer.header.context("an answer without a header")?.revision;
@@ -212,7 +217,11 @@ async fn read_all(client: &mut Client) -> anyhow::Result<(i64, Vec<Bytes>)> {
 }
 
 /// Every event from `start` to `head`.
-async fn read_events(client: &mut Client, start: i64, head: i64) -> anyhow::Result<Vec<Event>> {
+pub(crate) async fn read_events(
+    client: &mut Client,
+    start: i64,
+    head: i64,
+) -> anyhow::Result<Vec<Event>> {
     if head < start {
         return Ok(Vec::new());
     }

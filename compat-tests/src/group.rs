@@ -93,6 +93,12 @@ impl Group {
             let Some(server) = Server::prepare(*kind, extra)? else { return Ok(None) };
             members.push(server);
         }
+        Ok(Some(Self::found(members, extra)))
+    }
+
+    /// A group of servers that have not been started, with the flags of members that are added.
+    #[must_use]
+    pub fn found(mut members: Vec<Server>, extra: &[&str]) -> Self {
         let named = (1..).zip(&members);
         let pairs: Vec<_> =
             named.map(|(number, server)| format!("m{number}={}", server.peer_url())).collect();
@@ -100,7 +106,7 @@ impl Group {
             server.set_group(&format!("m{number}"), pairs.join(","));
         }
         let extra = extra.iter().map(|flag| (*flag).to_owned()).collect();
-        Ok(Some(Self { next_name: members.len() + 1, members, extra }))
+        Self { next_name: members.len() + 1, members, extra }
     }
 
     /// Starts every member that does not run, all at once, and waits until all are ready.

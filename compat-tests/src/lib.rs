@@ -2,8 +2,9 @@
 //!
 //! Decides what "the same as etcd" means: the same requests, sent to official etcd and to
 //! oxetcd, get the same answers after ids and times are made equal. Nothing here knows how either
-//! of them works inside. Used by the tests of this crate and by its two binaries, `compat` (etcd's
-//! own suites) and `fault` (crashes under a ledger of acknowledged writes).
+//! of them works inside. Used by the tests of this crate and by its binaries: `compat` (etcd's
+//! own suites), `fault` (crashes under a ledger of acknowledged writes) and `partition` (the same with
+//! a network that is cut).
 //!
 //! ```text
 //!   Script --run--> official etcd --> Transcript --+
@@ -15,6 +16,8 @@ pub mod fault;
 pub mod files;
 pub mod group;
 pub mod ledger;
+pub mod network;
+pub mod partition;
 pub mod random;
 pub mod raw;
 pub mod robustness;

@@ -44,6 +44,7 @@ pub struct Server {
     dir: Arc<TempDir>,
     data_dir: PathBuf,
     log_path: PathBuf,
+    host: String,
     client_port: u16,
     peer_port: u16,
     extra: Vec<String>,
@@ -130,6 +131,7 @@ impl Server {
             data_dir: dir.path().join("data"),
             log_path: dir.path().join("server.log"),
             dir,
+            host: "127.0.0.1".to_owned(),
             client_port: free_port()?,
             peer_port: free_port()?,
             extra: extra.iter().map(|flag| (*flag).to_owned()).collect(),
@@ -152,6 +154,7 @@ impl Server {
             dir: Arc::clone(&self.dir),
             data_dir: self.data_dir.clone(),
             log_path: self.dir.path().join("second.log"),
+            host: self.host.clone(),
             client_port: free_port()?,
             peer_port: self.peer_port,
             extra: self.extra.clone(),
@@ -332,13 +335,13 @@ impl Server {
     /// Where clients connect, such as `http://127.0.0.1:40000`.
     #[must_use]
     pub fn endpoint(&self) -> String {
-        format!("http://127.0.0.1:{}", self.client_port)
+        format!("http://{}:{}", self.host, self.client_port)
     }
 
     /// Where peers would connect.
     #[must_use]
     pub fn peer_url(&self) -> String {
-        format!("http://127.0.0.1:{}", self.peer_port)
+        format!("http://{}:{}", self.host, self.peer_port)
     }
 
     /// The data directory.
@@ -350,6 +353,11 @@ impl Server {
     /// Moves the data directory of the next start.
     pub fn set_data_dir(&mut self, dir: PathBuf) {
         self.data_dir = dir;
+    }
+
+    /// The address of the next start.
+    pub fn set_host(&mut self, host: &str) {
+        host.clone_into(&mut self.host);
     }
 
     /// A command with arguments that runs the program of the next start as its own arguments.
