@@ -5,6 +5,7 @@
 //! etcdctl, as operators do. Every wait has a limit and looks at a condition.
 
 use std::{
+    fs,
     io::{BufRead, BufReader, Read, Write},
     net::TcpStream,
     process::{Command, Output},
@@ -118,11 +119,15 @@ impl Group {
         for server in &mut self.members {
             if !server.is_running() {
                 server.kill();
-                started.push((server.name().to_owned(), server.launch()?));
+                started.push((server.name().to_owned(), server.log_path(), server.launch()?));
             }
         }
-        for (name, readiness) in started {
-            ensure!(readiness.wait(), "{name} did not become ready");
+        for (name, log, readiness) in started {
+            if !readiness.wait() {
+                let log = fs::read_to_string(log)?;
+                let tail = log.lines().rev().take(12).collect::<Vec<_>>().join("\n");
+                bail!("{name} did not become ready; its log ends (newest first):\n{tail}");
+            }
         }
         Ok(())
     }
