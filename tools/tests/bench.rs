@@ -42,7 +42,7 @@ fn verification_passes_after_a_kill_and_catches_a_lost_key() {
     let mut server = server("verification");
     let mut ledger = Ledger::new("a/", 200);
     let base = Caller::connect(server.address()).unwrap().revision().unwrap();
-    let mut generator = Generator::connect(server.address(), 3).unwrap();
+    let mut generator = Generator::connect(&[server.address()], 3).unwrap();
     let tally = generator.run(SHAPE, Until::Sent(500), &mut Puts { ledger: &mut ledger }).unwrap();
     assert_eq!(tally.operations, 500, "every put is answered");
     assert_eq!(tally.latency.len(), 500, "every answer has a latency");
@@ -73,7 +73,7 @@ fn every_kind_of_load_is_answered() {
     let server = server("loads");
     let mut ledger = Ledger::new("a/", 100);
     let open = Shape::Open { per_second: 500.0 };
-    let mut generator = Generator::connect(server.address(), 2).unwrap();
+    let mut generator = Generator::connect(&[server.address()], 2).unwrap();
     let tally = generator.run(open, Until::Sent(150), &mut Puts { ledger: &mut ledger }).unwrap();
     assert_eq!(tally.operations, 150);
     assert!(0.25 < tally.elapsed.as_secs_f64(), "150 requests are due over 0.3 s: {tally:?}");
@@ -104,7 +104,7 @@ fn watchers_see_every_event() {
     let address = server.address();
     let ((), arrivals) = watching(address, spread, &create, Detail::Arrivals, |observer| {
         observer.wait_created(spread.watchers())?;
-        let mut generator = Generator::connect(address, 1)?;
+        let mut generator = Generator::connect(&[address], 1)?;
         generator.run(SHAPE, Until::Sent(50), &mut Puts { ledger: &mut ledger })?;
         observer.wait_events(50 * spread.watchers())
     })

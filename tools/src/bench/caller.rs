@@ -13,7 +13,8 @@ use anyhow::{Context, bail, ensure};
 use prost::Message;
 use proto::etcdserverpb::{
     CompactionRequest, CompactionResponse, DefragmentRequest, DefragmentResponse,
-    LeaseGrantRequest, LeaseGrantResponse, RangeRequest, RangeResponse,
+    LeaseGrantRequest, LeaseGrantResponse, RangeRequest, RangeResponse, StatusRequest,
+    StatusResponse,
 };
 
 use super::{
@@ -129,6 +130,15 @@ impl Caller {
         let request = RangeRequest { key: "\0".into(), count_only: true, ..Default::default() };
         let answer = self.range(&request)?;
         Ok(answer.header.context("an answer has a header")?.revision)
+    }
+
+    /// Who leads as this member knows, 0 if nobody, and who it is itself.
+    ///
+    /// # Errors
+    /// As [`Caller::call`].
+    pub fn leader(&mut self) -> anyhow::Result<(u64, u64)> {
+        let answer: StatusResponse = self.call(path::STATUS, &StatusRequest {})?;
+        Ok((answer.leader, answer.header.context("an answer has a header")?.member_id))
     }
 
     /// Drops history below `revision`; returns when it is gone.

@@ -54,10 +54,10 @@ pub fn compare(program: &Path, tool: &Path, work_dir: &Path) -> anyhow::Result<[
 
 fn ours(program: &Path, work_dir: &Path) -> anyhow::Result<Found> {
     let server = Server::start(Side::Official, program, work_dir, &Options::default())?;
-    let mut generator = Generator::connect(server.address(), CONNECTIONS)?;
+    let mut generator = Generator::connect(&[server.address()], CONNECTIONS)?;
     let mut ledger = Ledger::new("a/", u64::from(KEYS));
     let shape = Shape::Open { per_second: f64::from(PER_SECOND) };
-    let window = Window::open(server.pid()?, work_dir)?;
+    let window = Window::open(server.pids()?, work_dir)?;
     let until = Until::Elapsed(Duration::from_secs(u64::from(SECONDS)));
     let tally = generator.run(shape, until, &mut Puts { ledger: &mut ledger })?;
     let cost = window.close()?;
@@ -74,7 +74,7 @@ fn ours(program: &Path, work_dir: &Path) -> anyhow::Result<Found> {
 
 fn official(program: &Path, tool: &Path, work_dir: &Path) -> anyhow::Result<Found> {
     let server = Server::start(Side::Official, program, work_dir, &Options::default())?;
-    let window = Window::open(server.pid()?, work_dir)?;
+    let window = Window::open(server.pids()?, work_dir)?;
     let before = ended_children()?;
     let started = Instant::now();
     let output = Command::new(tool)

@@ -197,13 +197,14 @@ struct Run<'a> {
 }
 
 impl Generator {
-    /// Connects `connections` times.
+    /// Connects `connections` times, to the addresses in turn.
     ///
     /// # Errors
     /// If nobody listens.
-    pub fn connect(address: SocketAddr, connections: usize) -> anyhow::Result<Self> {
+    pub fn connect(addresses: &[SocketAddr], connections: usize) -> anyhow::Result<Self> {
+        let in_turn = addresses.iter().cycle().take(connections);
         let connections: anyhow::Result<Vec<_>> =
-            (0..connections).map(|_| Connection::open(address)).collect();
+            in_turn.map(|address| Connection::open(*address)).collect();
         Ok(Self { connections: connections?, poller: Poller::default() })
     }
 

@@ -24,5 +24,7 @@ pub const LEASE_KEEP_ALIVE: &str = "/etcdserverpb.Lease/LeaseKeepAlive";
 pub const LEASE_LEASES: &str = "/etcdserverpb.Lease/LeaseLeases";
 /// Defragment.
 pub const DEFRAGMENT: &str = "/etcdserverpb.Maintenance/Defragment";
+/// Status.
+pub const STATUS: &str = "/etcdserverpb.Maintenance/Status";
 /// Snapshot.
 pub const SNAPSHOT: &str = "/etcdserverpb.Maintenance/Snapshot";

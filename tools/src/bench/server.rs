@@ -1,8 +1,8 @@
-//! A server under measurement: official etcd or oxetcd, started alike.
+//! A server under measurement, one member or a group: official etcd or oxetcd, started alike.
 //!
 //! Decides how a server is started (default flags, fresh directory, free loopback ports), when it is
-//! ready (a linearizable get answers), and how it ends: also when the bench is interrupted (`guard`). Only
-//! processes started here are signalled.
+//! ready (a linearizable get answers, at every member), and how it ends: also when the bench is
+//! interrupted (`guard`). Only processes started here are signalled.
 
 use std::{
     fs::{self, File},
@@ -44,7 +44,7 @@ impl Side {
     }
 }
 
-/// A server process and its data directory, which goes when this is dropped.
+/// A server's processes and their data directories, which go when this is dropped.
 #[derive(Debug)]
 pub struct Server {
     side: Side,
@@ -53,6 +53,13 @@ pub struct Server {
     wrapper: Vec<String>,
     flags: Vec<String>,
     dir: PathBuf,
+    members: Vec<Member>,
+}
+
+/// One process of a server.
+#[derive(Debug)]
+struct Member {
+    name: String,
     client_port: u16,
     peer_port: u16,
     child: Option<Child>,
@@ -67,6 +74,8 @@ pub struct Options {
     pub wrapper: Vec<String>,
     /// Flags beside the defaults.
     pub flags: Vec<String>,
+    /// Members beside the first.
+    pub companions: usize,
 }
 
 fn free_port() -> anyhow::Result<u16> {
@@ -115,10 +124,7 @@ impl Server {
             wrapper: options.wrapper.clone(),
             flags: options.flags.clone(),
             dir,
-            client_port: free_port()?,
-            peer_port: free_port()?,
-            child: None,
-            guard: None,
+            members: (0..=options.companions).map(Member::new).collect::<Result<_, _>>()?,
         };
         server.resume()?;
         Ok(server)
@@ -130,99 +136,167 @@ impl Server {
     /// # Errors
     /// If it ends or does not answer in time; the end of its log is in the message.
     pub fn resume(&mut self) -> anyhow::Result<Duration> {
-        assert!(self.child.is_none(), "the server runs already");
-        let log = File::options().create(true).append(true).open(self.log_path())?;
-        let client = format!("http://127.0.0.1:{}", self.client_port);
-        let peer = format!("http://127.0.0.1:{}", self.peer_port);
-        let mut words = self.wrapper.iter().map(Into::into).collect::<Vec<std::ffi::OsString>>();
-        words.push(self.program.clone().into());
         let started = Instant::now();
-        let child = Command::new(&words[0])
-            .args(&words[1..])
-            .arg("--name=m1")
-            .arg(format!("--data-dir={}", self.dir.join("data").display()))
-            .arg(format!("--listen-client-urls={client}"))
-            .arg(format!("--advertise-client-urls={client}"))
-            .arg(format!("--listen-peer-urls={peer}"))
-            .arg(format!("--initial-advertise-peer-urls={peer}"))
-            .arg(format!("--initial-cluster=m1={peer}"))
-            .args(&self.flags)
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(log)
-            .spawn()
-            .with_context(|| format!("cannot start {}", self.program.display()))?;
-        let pid = child.id();
-        self.child = Some(child);
-        self.guard = Some(Guard::of(pid, &self.dir)?);
+        for at in 0..self.members.len() {
+            let mut command = self.command(at)?;
+            let child = command.spawn();
+            let child =
+                child.with_context(|| format!("cannot start {}", self.program.display()))?;
+            let member = &mut self.members[at];
+            assert!(member.child.is_none(), "the server runs already");
+            member.guard = Some(Guard::of(child.id(), &self.dir)?);
+            member.child = Some(child);
+        }
+        for at in 0..self.members.len() {
+            self.wait_until_ready(at, started)?;
+        }
+        Ok(started.elapsed())
+    }
+
+    fn wait_until_ready(&mut self, at: usize, started: Instant) -> anyhow::Result<()> {
         while started.elapsed() < READY_MAX {
-            let answer = Caller::connect(self.address()).and_then(|mut one| one.revision());
+            let member = &mut self.members[at];
+            let answer = Caller::connect(member.address()).and_then(|mut one| one.revision());
             if answer.is_ok() {
-                return Ok(started.elapsed());
+                return Ok(());
             }
-            let child = self.child.as_mut().expect("it was just started");
+            let child = member.child.as_mut().expect("it was just started");
             if let Some(status) = child.try_wait()? {
-                self.child = None;
-                self.guard = None;
-                bail!("{} ended with {status}: {}", self.side.name(), self.log_tail());
+                member.child = None;
+                member.guard = None;
+                bail!("{} ended with {status}: {}", self.side.name(), self.log_tail(at));
             }
             pause(ASK_EVERY);
         }
         self.kill();
-        bail!("{} did not answer within {READY_MAX:?}: {}", self.side.name(), self.log_tail())
+        bail!("{} did not answer within {READY_MAX:?}: {}", self.side.name(), self.log_tail(at))
     }
 
-    /// Ends the process without warning, as a power cut would.
+    fn command(&self, at: usize) -> anyhow::Result<Command> {
+        let log = File::options().create(true).append(true).open(self.log_path(at))?;
+        let Member { name, client_port, peer_port, .. } = &self.members[at];
+        let client = format!("http://127.0.0.1:{client_port}");
+        let peer = format!("http://127.0.0.1:{peer_port}");
+        let named = self
+            .members
+            .iter()
+            .map(|member| format!("{}=http://127.0.0.1:{}", member.name, member.peer_port));
+        let mut words = self.wrapper.iter().map(Into::into).collect::<Vec<std::ffi::OsString>>();
+        words.push(self.program.clone().into());
+        let mut command = Command::new(&words[0]);
+        command
+            .args(&words[1..])
+            .arg(format!("--name={name}"))
+            .arg(format!("--data-dir={}", self.dir.join(format!("data-{name}")).display()))
+            .arg(format!("--listen-client-urls={client}"))
+            .arg(format!("--advertise-client-urls={client}"))
+            .arg(format!("--listen-peer-urls={peer}"))
+            .arg(format!("--initial-advertise-peer-urls={peer}"))
+            .arg(format!("--initial-cluster={}", named.collect::<Vec<_>>().join(",")))
+            .args(&self.flags)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(log);
+        Ok(command)
+    }
+
+    /// Ends the processes without warning, as a power cut would.
     pub fn kill(&mut self) {
-        // First: later, the number may be another process's.
-        self.guard = None;
-        if let Some(mut child) = self.child.take() {
-            // A process that is gone already needs no killing.
-            drop(child.kill());
-            drop(child.wait());
-        }
+        self.members.iter_mut().for_each(Member::kill);
     }
 
-    /// Asks the process to end and waits until it has.
+    /// Ends the member that leads without warning; its id.
     ///
     /// # Errors
-    /// If it does not end in time.
-    pub fn terminate(&mut self) -> anyhow::Result<()> {
-        let Some(mut child) = self.child.take() else { return Ok(()) };
-        self.guard = None;
-        kill_process(Pid::from_child(&child), Signal::TERM)?;
-        let deadline = Instant::now() + END_MAX;
-        while child.try_wait()?.is_none() {
-            if deadline < Instant::now() {
-                drop(child.kill());
-                drop(child.wait());
-                bail!("{} did not end within {END_MAX:?}", self.side.name());
+    /// If none says that it leads.
+    pub fn kill_leader(&mut self) -> anyhow::Result<u64> {
+        for member in &mut self.members {
+            let (leader, own) = Caller::connect(member.address())?.leader()?;
+            if leader == own {
+                member.kill();
+                return Ok(leader);
             }
-            pause(ASK_EVERY);
+        }
+        bail!("no member of {} leads", self.side.name())
+    }
+
+    /// Starts the members that do not run, and waits until they are ready.
+    ///
+    /// # Errors
+    /// As [`Server::resume`].
+    pub fn resume_ended(&mut self) -> anyhow::Result<()> {
+        let started = Instant::now();
+        for at in 0..self.members.len() {
+            if self.members[at].child.is_none() {
+                let child = self.command(at)?.spawn()?;
+                let member = &mut self.members[at];
+                member.guard = Some(Guard::of(child.id(), &self.dir)?);
+                member.child = Some(child);
+                self.wait_until_ready(at, started)?;
+            }
         }
         Ok(())
     }
 
-    /// Where clients connect.
-    #[must_use]
-    pub fn address(&self) -> SocketAddr {
-        SocketAddr::from((Ipv4Addr::LOCALHOST, self.client_port))
+    /// Asks the processes to end and waits until they have.
+    ///
+    /// # Errors
+    /// If one does not end in time.
+    pub fn terminate(&mut self) -> anyhow::Result<()> {
+        let name = self.side.name();
+        self.members.iter_mut().try_for_each(|member| member.terminate(name))
     }
 
-    /// The process id.
+    /// Where clients connect; the first member of a group.
+    #[must_use]
+    pub fn address(&self) -> SocketAddr {
+        self.members[0].address()
+    }
+
+    /// Where clients connect to the members that run.
+    #[must_use]
+    pub fn addresses(&self) -> Vec<SocketAddr> {
+        let running = self.members.iter().filter(|member| member.child.is_some());
+        running.map(Member::address).collect()
+    }
+
+    /// Where clients connect to one member that runs.
+    ///
+    /// # Errors
+    /// If none does.
+    pub fn address_of_running(&self) -> anyhow::Result<SocketAddr> {
+        self.addresses().first().copied().context("no member runs")
+    }
+
+    /// The process id; the first member's of a group.
     ///
     /// # Errors
     /// If the process does not run.
     pub fn pid(&self) -> anyhow::Result<u32> {
-        Ok(self.child.as_ref().context("the server does not run")?.id())
+        self.pids()?.first().copied().context("the server does not run")
     }
 
-    /// The memory of the process now.
+    /// The process ids of all members.
     ///
     /// # Errors
-    /// If it is gone.
+    /// If one does not run.
+    pub fn pids(&self) -> anyhow::Result<Vec<u32>> {
+        let pid = |member: &Member| Some(member.child.as_ref()?.id());
+        self.members.iter().map(pid).collect::<Option<_>>().context("the server does not run")
+    }
+
+    /// The memory of the processes now.
+    ///
+    /// # Errors
+    /// If one is gone.
     pub fn memory(&self) -> anyhow::Result<usage::Memory> {
-        usage::memory(self.pid()?)
+        let mut sum = usage::Memory { resident: 0, anonymous: 0 };
+        for pid in self.pids()? {
+            let memory = usage::memory(pid)?;
+            sum.resident += memory.resident;
+            sum.anonymous += memory.anonymous;
+        }
+        Ok(sum)
     }
 
     /// Which of the two this is.
@@ -243,14 +317,51 @@ impl Server {
         &self.dir
     }
 
-    fn log_path(&self) -> PathBuf {
-        self.dir.join("server.log")
+    fn log_path(&self, at: usize) -> PathBuf {
+        self.dir.join(format!("{}.log", self.members[at].name))
     }
 
-    fn log_tail(&self) -> String {
-        let text = fs::read_to_string(self.log_path()).unwrap_or_default();
+    fn log_tail(&self, at: usize) -> String {
+        let text = fs::read_to_string(self.log_path(at)).unwrap_or_default();
         let lines: Vec<_> = text.lines().rev().take(8).collect();
         lines.join("\n")
+    }
+}
+
+impl Member {
+    fn new(at: usize) -> anyhow::Result<Self> {
+        let (client_port, peer_port) = (free_port()?, free_port()?);
+        Ok(Self { name: format!("m{}", at + 1), client_port, peer_port, child: None, guard: None })
+    }
+
+    const fn address(&self) -> SocketAddr {
+        SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), self.client_port)
+    }
+
+    fn kill(&mut self) {
+        // First: later, the number may be another process's.
+        self.guard = None;
+        if let Some(mut child) = self.child.take() {
+            // A process that is gone already needs no killing.
+            drop(child.kill());
+            drop(child.wait());
+        }
+    }
+
+    fn terminate(&mut self, side: &str) -> anyhow::Result<()> {
+        let Some(mut child) = self.child.take() else { return Ok(()) };
+        self.guard = None;
+        kill_process(Pid::from_child(&child), Signal::TERM)?;
+        let deadline = Instant::now() + END_MAX;
+        while child.try_wait()?.is_none() {
+            if deadline < Instant::now() {
+                drop(child.kill());
+                drop(child.wait());
+                bail!("{side} did not end within {END_MAX:?}");
+            }
+            pause(ASK_EVERY);
+        }
+        Ok(())
     }
 }
 

@@ -47,7 +47,7 @@ struct Reading {
 /// A time in which a server's cost is measured.
 #[derive(Debug)]
 pub struct Window {
-    pid: u32,
+    pids: Vec<u32>,
     device: (u32, u32),
     before: Reading,
 }
@@ -72,22 +72,22 @@ pub struct Cost {
 }
 
 impl Window {
-    /// Begins to measure the process `pid`, whose files are in `dir`.
+    /// Begins to measure the processes `pids`, whose files are in `dir`.
     ///
     /// # Errors
-    /// If the process is gone.
-    pub fn open(pid: u32, dir: &Path) -> anyhow::Result<Self> {
+    /// If one is gone.
+    pub fn open(pids: Vec<u32>, dir: &Path) -> anyhow::Result<Self> {
         let device = fs::metadata(dir)?.dev();
         let device = (rustix::fs::major(device), rustix::fs::minor(device));
-        Ok(Self { pid, device, before: Reading::take(pid, device)? })
+        Ok(Self { device, before: Reading::take(&pids, device)?, pids })
     }
 
     /// Ends the measurement.
     ///
     /// # Errors
-    /// If the process is gone.
+    /// If a process is gone.
     pub fn close(&self) -> anyhow::Result<Cost> {
-        let after = Reading::take(self.pid, self.device)?;
+        let after = Reading::take(&self.pids, self.device)?;
         let before = &self.before;
         let elapsed = after.at.saturating_duration_since(before.at);
         let foreign = ticks(after.others.saturating_sub(before.others))
@@ -107,17 +107,22 @@ impl Window {
 }
 
 impl Reading {
-    fn take(pid: u32, device: (u32, u32)) -> anyhow::Result<Self> {
+    fn take(pids: &[u32], device: (u32, u32)) -> anyhow::Result<Self> {
         let own = std::process::id();
         let (busy, stolen) = system_ticks(&fs::read_to_string("/proc/stat")?)?;
+        let (mut server, mut written) = (0, 0);
+        for pid in pids {
+            server += Process::read(*pid)?.ticks;
+            written += process_written(*pid)?;
+        }
         Ok(Self {
             at: Instant::now(),
-            server: Process::read(pid)?.ticks,
+            server,
             own: Process::read(own)?.ticks,
-            others: others(&[pid, own])?,
+            others: others(&[pids, &[own]].concat())?,
             stolen,
             busy,
-            process_written: process_written(pid)?,
+            process_written: written,
             device_written: device_written(&fs::read_to_string("/proc/diskstats")?, device),
         })
     }
@@ -291,7 +296,7 @@ mod tests {
 
     #[test]
     fn window_over_ourselves_sees_our_own_work() {
-        let window = Window::open(std::process::id(), &std::env::temp_dir()).unwrap();
+        let window = Window::open(vec![std::process::id()], &std::env::temp_dir()).unwrap();
         let mut sum = 0_u64;
         let start = std::time::Instant::now();
         while start.elapsed() < Duration::from_millis(60) {

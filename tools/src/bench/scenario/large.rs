@@ -195,7 +195,7 @@ fn meanwhile(
     let mut puts = RefusablePuts(Puts { ledger: &mut beside.ledger });
     let quiet = life.load(row, "quiet.", MEANWHILE, &mut puts)?;
     let mut caller = life.caller()?;
-    let mut generator = Generator::connect(life.server.address(), CONNECTIONS)?;
+    let mut generator = Generator::connect(&[life.server.address()], CONNECTIONS)?;
     let ((tally, took), cost) = life.window(row, |_| {
         let over = AtomicBool::new(false);
         std::thread::scope(|scope| {

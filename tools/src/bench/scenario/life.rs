@@ -134,7 +134,7 @@ impl<'a> Life<'a> {
     /// # Errors
     /// If the server is gone.
     pub fn generator(&self, in_flight: usize) -> anyhow::Result<Generator> {
-        Generator::connect(self.server.address(), in_flight.clamp(1, CONNECTIONS))
+        Generator::connect(&self.server.addresses(), in_flight.clamp(1, CONNECTIONS))
     }
 
     /// Runs `measured` inside a window for `row`.
@@ -147,7 +147,7 @@ impl<'a> Life<'a> {
         measured: impl FnOnce(&mut Self) -> anyhow::Result<T>,
     ) -> anyhow::Result<(T, Cost)> {
         let before = Probe::take(self.server.dir())?;
-        let window = Window::open(self.server.pid()?, self.server.dir())?;
+        let window = Window::open(self.server.pids()?, self.server.dir())?;
         let outcome = measured(self)?;
         let cost = window.close()?;
         let after = Probe::take(self.server.dir())?;

@@ -10,6 +10,7 @@
 //!                          +-- window: probe, readings, load, readings, probe --> Figures
 //! ```
 
+mod group;
 mod growth;
 mod keys;
 mod large;
@@ -33,6 +34,8 @@ pub enum Scenario {
     Lease,
     /// Reads on a disk that syncs slowly.
     SlowDisk,
+    /// A group of three members.
+    Group,
     /// A store of a million keys.
     Large,
     /// A store that grows to ten million keys.
@@ -49,6 +52,7 @@ impl Scenario {
         match self {
             Self::Keys | Self::Watch | Self::Lease | Self::Large => Options::default(),
             Self::SlowDisk => slow_disk::options(),
+            Self::Group => Options { companions: group::COMPANIONS, ..Options::default() },
             Self::Growth => Options { flags: vec![QUOTA_GROWTH.to_owned()], ..Options::default() },
         }
     }
@@ -58,7 +62,7 @@ impl Scenario {
     #[must_use]
     pub const fn pairs(self, wanted: usize) -> usize {
         match self {
-            Self::Keys | Self::Watch | Self::SlowDisk => wanted,
+            Self::Keys | Self::Watch | Self::SlowDisk | Self::Group => wanted,
             Self::Lease | Self::Large => wanted.div_ceil(2),
             Self::Growth => wanted.div_ceil(5),
         }
@@ -74,6 +78,7 @@ impl Scenario {
             Self::Watch => watch::run(life),
             Self::Lease => lease::run(life),
             Self::SlowDisk => slow_disk::run(life),
+            Self::Group => group::run(life),
             Self::Large => large::run(life),
             Self::Growth => growth::run(life),
         }

@@ -1,0 +1,97 @@
+//! Three members on one machine: puts, gets, an idle group, and the time without a leader.
+//!
+//! Clients are connected to all three in turn, as clients of a group are, so two thirds of the
+//! requests go through followers. Every write is in a ledger. The group's cost is that of all
+//! members together.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, ensure};
+use proto::etcdserverpb::{PutRequest, PutResponse};
+
+use super::life::{Life, count};
+use crate::bench::{
+    caller::Caller,
+    ledger::Ledger,
+    load::Shape,
+    path,
+    probe::pause,
+    requests::{Gets, Puts, Reading},
+};
+
+/// Members beside the first.
+pub(super) const COMPANIONS: usize = 2;
+/// Keys that are put and read.
+const KEYS: u64 = 100_000;
+/// How often the leader is killed in one life.
+const KILLS: usize = 5;
+/// Between two looks for a leader.
+const LOOK: Duration = Duration::from_millis(1);
+/// How long a group may be without a leader.
+const FAIL_OVER_MAX: Duration = Duration::from_secs(30);
+
+/// Measures the rows of this life that are wanted.
+pub(super) fn run(life: &mut Life<'_>) -> anyhow::Result<()> {
+    if life.wants("group-idle") {
+        let (elapsed, cost) = life.window("group-idle", |life| {
+            let started = Instant::now();
+            pause(life.plan.window);
+            Ok(started.elapsed())
+        })?;
+        let share = cost.server.as_secs_f64() / elapsed.as_secs_f64();
+        life.record("group-idle", "cpu", share * 100.0);
+    }
+    let base = life.caller()?.revision()?;
+    let mut puts = Ledger::new("a/", KEYS);
+    for (row, in_flight) in [("group-put-64", 64), ("group-put-512", 512)] {
+        if life.wants(row) {
+            let shape = Shape::Closed { in_flight };
+            life.load(row, "", shape, &mut Puts { ledger: &mut puts })?;
+            verify(life, &puts, base)?;
+        }
+    }
+    if life.wants("group-get") && 0 < puts.sent() {
+        let shape = Shape::Closed { in_flight: 64 };
+        let mut gets = Gets::new(&puts, Reading::Linearizable);
+        life.load("group-get", "", shape, &mut gets)?;
+    }
+    if life.wants("fail-over") {
+        fail_over(life)?;
+    }
+    Ok(())
+}
+
+fn verify(life: &Life<'_>, puts: &Ledger, base: i64) -> anyhow::Result<()> {
+    let revision = base + i64::try_from(puts.sent())?;
+    let name = life.side().name();
+    for address in life.server.addresses() {
+        Caller::connect(address)?
+            .verify(puts, &(revision..=revision))
+            .with_context(|| format!("{name} has lost acknowledged writes"))?;
+    }
+    Ok(())
+}
+
+/// Kills the leader again and again; how long until a put through another member is answered.
+fn fail_over(life: &mut Life<'_>) -> anyhow::Result<()> {
+    let mut times = Vec::new();
+    for _ in 0..KILLS {
+        let dead = life.server.kill_leader()?;
+        let killed = Instant::now();
+        let mut survivor = Caller::connect(life.server.address_of_running()?)?;
+        // A put before there is a leader would go to the dead one, and tell of a time-out.
+        while [0, dead].contains(&survivor.leader()?.0) {
+            ensure!(killed.elapsed() < FAIL_OVER_MAX, "nobody leads after {FAIL_OVER_MAX:?}");
+            pause(LOOK);
+        }
+        let request =
+            PutRequest { key: "fail-over".into(), value: "x".into(), ..Default::default() };
+        let _answer: PutResponse = survivor.call(path::PUT, &request)?;
+        times.push(killed.elapsed().as_secs_f64() * 1e3);
+        life.server.resume_ended()?;
+    }
+    let mean = times.iter().sum::<f64>() / count(KILLS as u64);
+    life.record("fail-over", "mean", mean);
+    life.record("fail-over", "max", times.iter().copied().fold(0.0, f64::max));
+    Ok(())
+}
