@@ -254,15 +254,17 @@ impl Server {
             .arg(format!("--listen-client-urls={client}"))
             .arg(format!("--advertise-client-urls={client}"))
             .arg(format!("--listen-peer-urls={peer}"))
-            .arg(format!("--initial-advertise-peer-urls={peer}"))
+            .arg(format!("--initial-advertise-peer-urls={peer}"));
+        if !initial_cluster.is_empty() {
+            command.arg(format!("--initial-cluster={initial_cluster}"));
+        }
+        // Of a flag given twice the last one counts, and a test's own are to.
+        command
             .args(&self.extra)
             .env("ETCD_UNSUPPORTED_ARCH", std::env::consts::ARCH)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::piped());
-        if !initial_cluster.is_empty() {
-            command.arg(format!("--initial-cluster={initial_cluster}"));
-        }
         command
     }
 
