@@ -140,3 +140,21 @@ fn a_founder_that_crashed_before_its_first_entries_founds_again() {
     assert_eq!(group.status(0).unwrap().member, before);
     group.ctl(&["put", "a", "1"]).unwrap();
 }
+
+/// What a server says when it is restarted with fewer learners allowed than there are.
+fn restart_with_too_many_learners(kind: Kind) -> Option<String> {
+    let mut group = Group::start(&[kind], &[]).unwrap()?;
+    let learner = ["member", "add", "l", "--learner", "--peer-urls=http://127.0.0.1:1"];
+    group.ctl(&learner).unwrap();
+    // The store of either kind is written a moment after the log.
+    group.member(0).terminate().unwrap();
+    group.member(0).set_flags(&["--max-learners=0"]);
+    let log = group.refused(0).unwrap();
+    Some(reason(&log, &group))
+}
+
+#[test]
+fn a_restart_with_too_many_learners_is_refused_in_etcd_s_words() {
+    let Some(official) = restart_with_too_many_learners(Kind::Official) else { return };
+    assert_eq!(restart_with_too_many_learners(OURS).unwrap(), official, "ours on the left");
+}

@@ -293,6 +293,10 @@ fn assemble_state(
     if membership.is_removed(member) {
         return Err(StartError::Removed { member });
     }
+    let learners = membership.members().filter(|member| member.is_learner).count();
+    if config.max_learners < learners {
+        return Err(StartError::Join(JoinError::TooManyLearners));
+    }
     let stored = membership.members().map(|member| (member.id, member.peer_urls.clone()));
     peers.extend(stored.filter(|(id, _)| *id != member));
     state::check_log(&recovered.entries, at.applied).map_err(StartError::Recover)?;
