@@ -1,5 +1,6 @@
 //! Clusters of several members: founding, joining, leaving, promotion; official and ours alike.
 #![expect(clippy::unwrap_used, reason = "a failed step of a test ends it")]
+#![expect(clippy::disallowed_methods, reason = "servers under test run on real time")]
 
 use oxetcd_compat_tests::{
     group::{Group, until},
@@ -398,7 +399,7 @@ fn official_members_are_replaced_in_place() {
     let lease = lease.split(' ').nth(1).unwrap().to_owned();
     group.ctl(&["put", "leased", "x", &format!("--lease={lease}")]).unwrap();
     let before: Vec<_> = (0..3).map(|at| group.status(at).unwrap().member).collect();
-    for position in 0..3 {
+    for (position, id) in before.into_iter().enumerate() {
         // Once by a stop, once by a crash.
         if position == 1 {
             group.member(position).kill();
@@ -410,7 +411,7 @@ fn official_members_are_replaced_in_place() {
             .unwrap();
         group.member(position).set_kind(OURS).unwrap();
         group.member(position).resume().unwrap();
-        assert_eq!(group.status(position).unwrap().member, before[position], "the id stays");
+        assert_eq!(group.status(position).unwrap().member, id, "the id stays");
         group.ctl_at(position, &["put", "back", &position.to_string()]).unwrap();
         group.agree().unwrap();
     }
@@ -452,4 +453,47 @@ fn a_leader_that_slept_ends_no_lease() {
     .unwrap();
     assert_eq!(group.ctl_at(awake[0], &["get", "leased"]).unwrap(), "leased\nx\n");
     group.agree().unwrap();
+}
+
+/// Changes what a stopped official member has stored, as a bad disk would.
+fn damage(group: &Group, position: usize, from: &[u8], to: &[u8]) {
+    assert_eq!(from.len(), to.len());
+    let path = group.members()[position].data_dir().join("member/snap/db");
+    let mut file = std::fs::read(&path).unwrap();
+    let mut count = 0;
+    for at in 0..file.len() - from.len() {
+        if &file[at..at + from.len()] == from {
+            file[at..at + from.len()].copy_from_slice(to);
+            count += 1;
+        }
+    }
+    assert!(0 < count, "the value is in the file");
+    std::fs::write(&path, file).unwrap();
+}
+
+#[test]
+fn a_member_with_other_data_is_found_out() {
+    let flags = ["--corrupt-check-time=1s", "--feature-gates=InitialCorruptCheck=true"];
+    let Some(mut group) = Group::start(&[OURS, OURS, OFFICIAL], &flags[..1]).unwrap() else {
+        return;
+    };
+    group.ctl(&["put", "a", "sound-sound-sound"]).unwrap();
+    group.agree().unwrap();
+    let suspect = format!("{}", group.status(2).unwrap().member);
+    group.member(2).terminate().unwrap();
+    damage(&group, 2, b"sound-sound-sound", b"sound-found-sound");
+    if group.leader().unwrap() == 2 {
+        panic!("a stopped member leads");
+    }
+    group.member(2).resume().unwrap();
+    until("the alarm is raised", || Ok(group.ctl_at(0, &["alarm", "list"])?.contains(&suspect)))
+        .unwrap();
+    let told = refusal(&group, 0, &["put", "b", "x"]);
+    assert!(told.contains("etcdserver: corrupt cluster"), "{told}");
+    // A member that compares before it starts finds the difference as well, and cannot know whose
+    // data are right.
+    group.member(0).terminate().unwrap();
+    group.member(0).set_flags(&flags);
+    let log = group.refused(0).unwrap();
+    assert!(log.contains("found data inconsistency with peers"), "{log}");
 }

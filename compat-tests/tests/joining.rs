@@ -48,14 +48,14 @@ fn refused_starts(kind: Kind) -> Option<Vec<String>> {
     let whole = format!("m1={},m2={},{own}", all[0], all[1]);
     for (flags, cluster) in [
         // Its data is gone, and the cluster has seen it run.
-        (["--initial-cluster-state=new"].as_slice(), whole.clone()),
+        (["--initial-cluster-state=new"].as_slice(), whole),
         (&["--initial-cluster-state=existing"], format!("m1={},{own}", all[0])),
         (
             &["--initial-cluster-state=existing"],
             format!("m1={},m2=http://127.0.0.1:1,{own}", all[0]),
         ),
         (&["--initial-cluster-state=existing"], format!("m1=http://127.0.0.1:1,{own}")),
-        (&["--initial-cluster-state=existing"], own.clone()),
+        (&["--initial-cluster-state=existing"], own),
         (&["--initial-cluster-state=existing"], format!("m1={}", all[0])),
     ] {
         group.member(2).set_flags(flags);
