@@ -497,3 +497,54 @@ fn a_member_with_other_data_is_found_out() {
     let log = group.refused(0).unwrap();
     assert!(log.contains("found data inconsistency with peers"), "{log}");
 }
+
+/// Brings a cluster down by a version, as far as that goes without other servers, and back up.
+fn down_and_up(kinds: [Kind; 3]) {
+    let Some(mut group) = Group::start(&kinds, &["--downgrade-check-time=1s"]).unwrap() else {
+        return;
+    };
+    let versions = |group: &Group, cluster: &str| {
+        let wanted =
+            format!(r#"{{"etcdserver":"3.7.1","etcdcluster":"{cluster}","storage":"{cluster}"}}"#);
+        until("all members have the version", || {
+            for position in 0..3 {
+                let told = group.ask_peer(position, "GET", "/version", b"")?.body;
+                if told != wanted.as_bytes() {
+                    return Ok(false);
+                }
+            }
+            Ok(true)
+        })
+        .unwrap_or_else(|error| panic!("{cluster}: {error:#}"));
+    };
+    versions(&group, "3.7.0");
+    group.ctl(&["downgrade", "enable", "3.6"]).unwrap();
+    let enabled = group.ask_peer(2, "GET", "/downgrade/enabled", b"").unwrap();
+    assert_eq!(enabled.body, b"true");
+    versions(&group, "3.6.0");
+    let log = std::fs::read_to_string(group.members()[1].log_path()).unwrap();
+    assert!(log.contains("The server is ready to downgrade"), "{log}");
+    group.ctl(&["put", "while", "down"]).unwrap();
+    // A restart keeps what was agreed on.
+    group.member(0).terminate().unwrap();
+    group.member(0).resume().unwrap();
+    versions(&group, "3.6.0");
+    group.ctl(&["downgrade", "cancel"]).unwrap();
+    versions(&group, "3.7.0");
+    group.agree().unwrap();
+}
+
+#[test]
+fn ours_go_down_a_version_and_up_again() {
+    down_and_up([OURS; 3]);
+}
+
+#[test]
+fn official_members_go_down_a_version_and_up_again() {
+    down_and_up([OFFICIAL; 3]);
+}
+
+#[test]
+fn both_kinds_go_down_a_version_and_up_again() {
+    down_and_up([OURS, OFFICIAL, OURS]);
+}
