@@ -4,7 +4,7 @@
 //! replica gets to see. Owned by the handles and by every task.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     mem,
     sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
 };
@@ -147,12 +147,17 @@ impl Shared {
         for peer in reached {
             peer.sent_bytes.inc_by(peer.lanes.flush_now());
         }
+        let mut unreachable = BTreeSet::new();
         for (peer, kind, full) in dropped {
-            self.report_dropped(&peer, kind, full);
+            self.tell_dropped(&peer, kind, full);
+            unreachable.insert(peer.id);
+        }
+        if let Some(local) = self.local.get() {
+            unreachable.into_iter().for_each(|member| local.unreachable(member));
         }
     }
 
-    fn report_dropped(&self, peer: &Peer, kind: &'static str, full: Full) {
+    fn tell_dropped(&self, peer: &Peer, kind: &'static str, full: Full) {
         peer.count_failure();
         warn!(
             "message-type" = kind,
@@ -163,9 +168,6 @@ impl Shared {
             "remote-peer-active" = peer.status.active_since().is_some(),
             "dropped internal Raft message since sending buffer is full"
         );
-        if let Some(local) = self.local.get() {
-            local.unreachable(peer.id);
-        }
     }
 
     pub(super) fn send_snapshot(&self, message: Message, body: SnapshotBody) {

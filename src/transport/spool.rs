@@ -24,6 +24,10 @@ use crate::base::{
 /// Parts that wait for the disk. Each has at most what a connection reads at once.
 const PARTS_MAX: usize = 16;
 
+/// The file is synced whenever so much has come: a large database at once would keep the disk from
+/// the log, and the sender waiting at the end.
+const SYNC_BYTES: u64 = 32 << 20;
+
 /// What starts the name of a file that is not whole; etcd removes such when it starts.
 const TEMPORARY_PREFIX: &str = "tmp-";
 
@@ -97,12 +101,16 @@ fn write_temporary(
     mut parts: mpsc::Receiver<Part>,
 ) -> io::Result<u64> {
     let file = disk.create(temporary)?;
-    let mut offset = 0;
+    let (mut offset, mut synced) = (0, 0);
     loop {
         match parts.blocking_recv() {
             Some(Part::Bytes(bytes)) => {
                 file.write_at(&bytes, offset)?;
                 offset += bytes.len() as u64;
+                if synced + SYNC_BYTES <= offset {
+                    file.sync()?;
+                    synced = offset;
+                }
             }
             Some(Part::End) => {
                 file.sync()?;
