@@ -1,6 +1,6 @@
 //! What official etcd answers to raft's own requests on a peer URL, and that ours answers the same:
 //! requests of members of other versions and clusters, of members that are not known, and requests
-//! that are none.
+//! that are none. A member that was removed hears it there.
 //!
 //! Needs `OXETCD_OFFICIAL_BIN`, the folder with the official binaries, and says nothing without it.
 
@@ -13,7 +13,7 @@ use std::{
 };
 
 use oxetcd_compat_tests::{
-    group::Group,
+    group::{Group, until},
     server::Kind::{self, Official as OFFICIAL, Oxetcd as OURS},
 };
 
@@ -156,4 +156,28 @@ fn answers_to_raft_s_requests_are_etcd_s() {
     for ((line, official), (_, ours)) in official.iter().zip(&ours) {
         assert_eq!(ours, official, "{line}: ours on the left");
     }
+}
+
+/// Removes a member that is down from a group, and starts it again.
+fn remove_while_away(kinds: &[Kind]) {
+    let Some(mut group) = Group::start(kinds, &[]).unwrap() else { return };
+    let away = kinds.len() - 1;
+    let id = format!("{:x}", group.status(away).unwrap().member);
+    group.member(away).kill();
+    until("the member is removed", || group.ctl_at(0, &["member", "remove", &id]).map(|_| true))
+        .unwrap();
+    // Its own log says nothing of that; its peers do.
+    let log = group.refused(away).unwrap();
+    assert!(log.contains("the member has been permanently removed from the cluster"), "{log}");
+}
+
+#[test]
+fn an_official_member_hears_from_ours_that_it_was_removed() {
+    remove_while_away(&[OURS, OURS, OFFICIAL]);
+}
+
+#[test]
+fn a_member_of_ours_hears_from_its_peers_that_it_was_removed() {
+    remove_while_away(&[OFFICIAL, OFFICIAL, OURS]);
+    remove_while_away(&[OURS, OURS, OURS]);
 }
