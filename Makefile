@@ -28,12 +28,12 @@ compat: protoc
 	target/release/partition
 	target/release/compat
 
-# Kills a server again and again under load; nothing acknowledged may be lost.
+# Simulates groups of members, SEEDS seeds of it; then kills a server again and again under load,
+# CYCLES times. Nothing acknowledged may be lost.
+SEEDS ?= 2000
 CYCLES ?= 1000
-SEED ?= 1
 sim: protoc
-	$(CARGO) build --release --locked --workspace
-	target/release/fault --cycles $(CYCLES) --seed $(SEED)
+	SEEDS=$(SEEDS) CYCLES=$(CYCLES) tools/run-sim
 
 install:
 	$(CARGO) build --release --locked

@@ -1,6 +1,7 @@
 //! Many seeds, and what they must show.
 //!
-//! `SEED=n` runs one seed, `SEEDS=n` that many (`make sim`); without, a few hundred.
+//! The tests of every day run a few hundred. `make sim SEEDS=n` runs that many, `make sim SEED=n`
+//! one, with everything that happened in it.
 
 use std::{
     io::Write as _,
@@ -151,7 +152,7 @@ fn seeds_of_the_environment() {
     }
     let failed = u64::try_from(failures.len()).expect("fits");
     writeln!(out, "{total:?}").expect("the test's own output");
-    writeln!(out, "simulator: {} seeds passed, {failed} failed", count - failed)
+    writeln!(out, "simulator: {} passed, {failed} failed", count - failed)
         .expect("the test's own output");
     assert!(failures.is_empty(), "{failed} seeds failed");
 }
