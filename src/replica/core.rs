@@ -629,7 +629,7 @@ mod tests {
         core.handle(Input::ProposeConfChange(change()));
         let kinds = core.take_effects().into_iter().filter_map(|effect| {
             let Effect::Persist(batch) = effect else { return None };
-            batch.entries.first().and_then(crate::model::entry_kind)
+            batch.entries.first().and_then(entry_kind)
         });
         let kinds: Vec<EntryType> = kinds.collect();
         assert_eq!(kinds, [EntryType::EntryConfChange], "the second change was not taken");

@@ -4,6 +4,7 @@ mod chaos;
 mod cluster;
 mod interaction;
 mod pure;
+mod random_scripts;
 mod script;
 mod single;
 mod traps;
