@@ -63,6 +63,11 @@ impl ReadQueue {
         true
     }
 
+    /// Whether a read waits.
+    pub(super) fn is_waiting(&self) -> bool {
+        !self.waiting.is_empty()
+    }
+
     fn newest(&self) -> u64 {
         self.confirmed + u64::try_from(self.waiting.len()).expect("a length fits 64 bits")
     }

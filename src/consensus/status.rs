@@ -75,6 +75,12 @@ impl Raft {
         self.members.is_singleton() && self.members.votes(self.config.id)
     }
 
+    /// Whether this member leads and asks a quorum for reads.
+    #[must_use]
+    pub fn confirms_reads(&self) -> bool {
+        self.role == Role::Leader && self.reads.is_waiting()
+    }
+
     /// Whether nobody else is a member, not even a learner.
     #[must_use]
     pub fn is_alone(&self) -> bool {

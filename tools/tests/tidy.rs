@@ -305,6 +305,7 @@ fn metric_names(code: &str) -> impl Iterator<Item = &str> {
 fn threads_start_in_boot() {
     let starters = [
         "src/base/thread.rs",
+        "src/replica/snapshot.rs",
         "src/serve/workers.rs",
         "src/storage/wal/fill.rs",
         "src/storage/wal/purge.rs",
