@@ -12,6 +12,7 @@ use proto::etcdserverpb::{LeaseCheckpoint, LeaseCheckpointRequest, LeaseTimeToLi
 use crate::{
     lease::{LeaseKeys, Renewal, TimeToLive},
     model::{LeaseId, Rejection, Request, Unavailable},
+    transport::PeerConnections,
 };
 
 use super::{
@@ -23,6 +24,7 @@ use super::{
 #[derive(Clone, Debug)]
 pub struct LeaseCalls {
     handle: Handle,
+    connections: PeerConnections,
 }
 
 /// What the leader says: the answer, or that there is no such lease.
@@ -31,8 +33,8 @@ type Said<T> = Result<T, Rejection>;
 impl LeaseCalls {
     /// The leases of the member behind `handle`.
     #[must_use]
-    pub const fn new(handle: Handle) -> Self {
-        Self { handle }
+    pub fn new(handle: Handle) -> Self {
+        Self { handle, connections: PeerConnections::default() }
     }
 
     /// Renews a lease and returns its time to live in seconds.
@@ -41,7 +43,7 @@ impl LeaseCalls {
     /// - [`Unavailable::NoLeader`], [`Unavailable::Timeout`] if no leader answers in time.
     /// - inside, [`Rejection::LeaseNotFound`].
     pub async fn renew(&self, lease: LeaseId) -> Result<Said<i64>, Unavailable> {
-        let mut asking = Asking::new(&self.handle);
+        let mut asking = Asking::new(&self.handle, &self.connections);
         loop {
             match asking.turn().await? {
                 Turn::Here => match self.renew_here(lease).await {
@@ -65,7 +67,7 @@ impl LeaseCalls {
         lease: LeaseId,
         keys: bool,
     ) -> Result<Said<LeaseTimeToLiveResponse>, Unavailable> {
-        let mut asking = Asking::new(&self.handle);
+        let mut asking = Asking::new(&self.handle, &self.connections);
         loop {
             match asking.turn().await? {
                 Turn::Here => match self.time_to_live_here(lease, keys).await {

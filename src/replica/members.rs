@@ -21,7 +21,7 @@ use crate::{
         ReconfigureError, Voters, may_add, may_promote, may_remove, member_id,
     },
     model::{Answer, MemberId, Rejection, Unavailable},
-    transport::PeerReply,
+    transport::{PeerConnections, PeerReply},
 };
 
 use super::{
@@ -51,6 +51,7 @@ pub enum QuorumChecks {
 #[derive(Clone, Debug)]
 pub struct MemberCalls {
     handle: Handle,
+    connections: PeerConnections,
     checks: QuorumChecks,
 }
 
@@ -96,8 +97,8 @@ type Changed = Result<Vec<pb::Member>, ChangeError>;
 impl MemberCalls {
     /// Changes of the cluster of the member behind `handle`.
     #[must_use]
-    pub const fn new(handle: Handle, checks: QuorumChecks) -> Self {
-        Self { handle, checks }
+    pub fn new(handle: Handle, checks: QuorumChecks) -> Self {
+        Self { handle, connections: PeerConnections::default(), checks }
     }
 
     /// Adds a member that has not started yet; returns it, and all members.
@@ -154,7 +155,7 @@ impl MemberCalls {
     /// # Errors
     /// - [`ChangeError`].
     pub async fn promote(&self, id: MemberId) -> Changed {
-        let mut asking = Asking::new(&self.handle);
+        let mut asking = Asking::new(&self.handle, &self.connections);
         loop {
             match asking.turn().await? {
                 Turn::Here => match self.promote_here(id).await {

@@ -70,6 +70,8 @@ mod tests;
 
 pub use local::{Local, PeerAnswer, PeerCall, SnapshotBody, SnapshotReceiver};
 pub use metrics::register_metrics;
-pub use requests::{ANSWER_BYTES_MAX, CLUSTER_ID_HEADER, PeerReply, PeerRequest, RequestError};
+pub use requests::{
+    ANSWER_BYTES_MAX, CLUSTER_ID_HEADER, PeerConnections, PeerReply, PeerRequest, RequestError,
+};
 pub use service::{Service, Transport, transport};
 pub use settings::Settings;

@@ -1,18 +1,21 @@
 //! Single requests to a peer URL that are not raft's: membership, versions, leases, hashes.
 //!
-//! Decides how one request is made: a connection of its own, a limit on the time for all of it and
-//! on the bytes of the answer, no redirects. What the answers mean is the callers' business, who
+//! Decides how one request is made: a connection of its own or a kept one, a limit on the time for
+//! all of it and on the bytes of the answer, no redirects. What the answers mean is the callers' business, who
 //! are the start of a member, its duties and the forwarding of calls to the leader.
 //!
-//! Deliberately absent: connections that are kept, retries, TLS.
+//! Deliberately absent: retries, TLS.
 
 use std::{fmt, time::Duration};
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, header};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, header};
 use http_body_util::{BodyExt, Full, Limited};
-use hyper::client::conn::http1;
-use hyper_util::rt::TokioIo;
+use hyper::{body::Incoming, client::conn::http1};
+use hyper_util::{
+    client::legacy::{self, Client, connect::HttpConnector},
+    rt::{TokioExecutor, TokioIo},
+};
 use tokio::net::TcpStream;
 
 /// The header in which members name their cluster.
@@ -21,6 +24,9 @@ pub const CLUSTER_ID_HEADER: &str = "x-etcd-cluster-id";
 /// Bytes of an answer that are taken if the caller sets no other limit: far more than the members
 /// of any cluster need.
 pub const ANSWER_BYTES_MAX: usize = 4 << 20;
+
+/// Idle connections that are kept with one peer: as many as calls are usually under way.
+const KEPT_MAX: usize = 16;
 
 /// A request that waits to be sent.
 #[derive(Clone, Debug)]
@@ -53,6 +59,8 @@ pub enum RequestError {
     Connect(std::io::Error),
     /// The connection broke, or the answer is no HTTP.
     Http(hyper::Error),
+    /// The same, over a kept connection.
+    Kept(legacy::Error),
     /// The body ended early, or is longer than it may be.
     Body(Box<dyn std::error::Error + Send + Sync>),
     /// It took too long.
@@ -64,7 +72,7 @@ impl fmt::Display for RequestError {
         match self {
             Self::Url(url) => write!(f, "{url} is not reachable over plain TCP"),
             Self::Connect(_) => f.write_str("cannot connect"),
-            Self::Http(_) => f.write_str("the exchange failed"),
+            Self::Http(_) | Self::Kept(_) => f.write_str("the exchange failed"),
             Self::Body(_) => f.write_str("the answer cannot be read"),
             Self::Timeout => f.write_str("no answer in time"),
         }
@@ -76,6 +84,7 @@ impl std::error::Error for RequestError {
         match self {
             Self::Connect(source) => Some(source),
             Self::Http(source) => Some(source),
+            Self::Kept(source) => Some(source),
             Self::Body(source) => Some(&**source),
             Self::Url(_) | Self::Timeout => None,
         }
@@ -158,16 +167,55 @@ impl PeerRequest {
         let bytes_max = self.answer_bytes_max;
         let exchange = async move {
             let response = sender.send_request(request).await.map_err(RequestError::Http)?;
-            let status = response.status().as_u16();
-            let cluster = response.headers().get(CLUSTER_ID_HEADER);
-            let cluster = cluster.and_then(|value| value.to_str().ok()).unwrap_or("").to_owned();
-            let body = Limited::new(response.into_body(), bytes_max).collect().await;
-            let body = body.map_err(RequestError::Body)?.to_bytes();
-            Ok(PeerReply { status, cluster, body })
+            read(response, bytes_max).await
         };
         // The connection has to be driven; how it ends after the answer is nobody's concern.
         let (reply, _ended) = futures::future::join(exchange, connection).await;
         reply
+    }
+}
+
+async fn read(response: Response<Incoming>, bytes_max: usize) -> Result<PeerReply, RequestError> {
+    let status = response.status().as_u16();
+    let cluster = response.headers().get(CLUSTER_ID_HEADER);
+    let cluster = cluster.and_then(|value| value.to_str().ok()).unwrap_or("").to_owned();
+    let body = Limited::new(response.into_body(), bytes_max).collect().await;
+    let body = body.map_err(RequestError::Body)?.to_bytes();
+    Ok(PeerReply { status, cluster, body })
+}
+
+/// Connections that are kept from one request to the next, for calls that come often. Cheap to
+/// clone.
+#[derive(Clone, Debug)]
+pub struct PeerConnections(Client<HttpConnector, Full<Bytes>>);
+
+impl Default for PeerConnections {
+    fn default() -> Self {
+        let mut client = Client::builder(TokioExecutor::new());
+        Self(client.pool_max_idle_per_host(KEPT_MAX).build_http())
+    }
+}
+
+impl PeerConnections {
+    /// Sends a request and waits for the whole answer, whatever its status.
+    ///
+    /// # Errors
+    /// - [`RequestError`] if none came in time.
+    pub async fn send(&self, request: PeerRequest) -> Result<PeerReply, RequestError> {
+        let timeout = request.timeout;
+        let answer = tokio::time::timeout(timeout, self.exchange(request)).await;
+        answer.unwrap_or(Err(RequestError::Timeout))
+    }
+
+    async fn exchange(&self, request: PeerRequest) -> Result<PeerReply, RequestError> {
+        split(&request.url)?;
+        let mut sent = Request::new(Full::new(request.body));
+        *sent.method_mut() = request.method;
+        *sent.uri_mut() =
+            request.url.parse().map_err(|_malformed| RequestError::Url(request.url.clone()))?;
+        *sent.headers_mut() = request.headers;
+        let response = self.0.request(sent).await.map_err(RequestError::Kept)?;
+        read(response, request.answer_bytes_max).await
     }
 }
 
@@ -229,6 +277,31 @@ mod tests {
         for part in ["authorization: token\r\n", "content-type: text/plain\r\n", "\r\n\r\nabc"] {
             assert!(sent.contains(part), "{part:?} is missing in {sent:?}");
         }
+    }
+
+    #[test]
+    fn a_kept_connection_serves_one_request_after_the_other() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        runtime.expect("a runtime").block_on(async {
+            let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+            let url = format!("http://{}", listener.local_addr().expect("its address"));
+            let peer = task::spawn(async move {
+                let (mut stream, _) = listener.accept().await.expect("one connection");
+                for _ in 0..2 {
+                    let mut received = [0; 4096];
+                    let length = stream.read(&mut received).await.expect("a request");
+                    assert!(0 < length, "the connection was not kept");
+                    let answer = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
+                    stream.write_all(answer).await.expect("answered");
+                }
+            });
+            let connections = PeerConnections::default();
+            for _ in 0..2 {
+                let reply = connections.send(PeerRequest::get(&url, "/x", SOON)).await;
+                assert_eq!(&reply.expect("an answer").body[..], b"ok");
+            }
+            peer.await.expect("no panic");
+        });
     }
 
     #[test]

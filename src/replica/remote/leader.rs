@@ -21,7 +21,7 @@ use crate::{
     cluster::Member,
     model::{LeaseId, MemberId, Unavailable},
     replica::Handle,
-    transport::{PeerReply, PeerRequest},
+    transport::{PeerConnections, PeerReply, PeerRequest},
 };
 
 /// How often it is looked for a leader while there is none.
@@ -48,6 +48,7 @@ const PROTOBUF: &str = "application/protobuf";
 #[derive(Debug)]
 pub struct Asking<'a> {
     handle: &'a Handle,
+    connections: &'a PeerConnections,
     /// In the member's time.
     deadline: Duration,
     is_again: bool,
@@ -59,15 +60,15 @@ pub enum Turn {
     /// This member leads.
     Here,
     /// Another one does.
-    There(LeaderCall),
+    There(Box<LeaderCall>),
 }
 
 impl<'a> Asking<'a> {
     /// A call that may take as long as any request.
     #[must_use]
-    pub fn new(handle: &'a Handle) -> Self {
+    pub fn new(handle: &'a Handle, connections: &'a PeerConnections) -> Self {
         let deadline = handle.clock().now() + handle.limits().request_timeout;
-        Self { handle, deadline, is_again: false }
+        Self { handle, connections, deadline, is_again: false }
     }
 
     /// Waits for a leader, and before that a moment if somebody was asked in vain.
@@ -87,7 +88,11 @@ impl<'a> Asking<'a> {
         if leader.id == self.handle.status().member {
             return Ok(Turn::Here);
         }
-        Ok(Turn::There(LeaderCall { urls: leader.peer_urls, remaining: self.remaining() }))
+        Ok(Turn::There(Box::new(LeaderCall {
+            connections: self.connections.clone(),
+            urls: leader.peer_urls,
+            remaining: self.remaining(),
+        })))
     }
 
     fn remaining(&self) -> Duration {
@@ -116,6 +121,7 @@ impl<'a> Asking<'a> {
 /// A call to the leader.
 #[derive(Clone, Debug)]
 pub struct LeaderCall {
+    connections: PeerConnections,
     /// The leader's peer URLs.
     urls: Vec<String>,
     /// What is left of the caller's time.
@@ -182,7 +188,7 @@ impl LeaderCall {
         let timeout = self.remaining.min(REQUEST_TIMEOUT_MAX);
         let mut last_error = "the leader has no peer URL".to_owned();
         for url in &self.urls {
-            match request(url, timeout).send().await {
+            match self.connections.send(request(url, timeout)).await {
                 Ok(reply) => return Ok(reply),
                 Err(error) => last_error = format!("{url}: {error}"),
             }
