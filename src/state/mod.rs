@@ -44,7 +44,7 @@ mod published;
 mod recover;
 mod txn;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 pub use alarms::Alarms;
 #[cfg(test)]

@@ -39,6 +39,8 @@ pub(super) struct Counts {
     pub(super) members_changed: u64,
     pub(super) transfers: u64,
     pub(super) committed: u64,
+    /// Comparisons of the real state machine with the simulated one.
+    pub(super) compared: u64,
 }
 
 /// An entry that somebody applied.
@@ -58,6 +60,8 @@ pub(super) struct Checks {
     entries: HashMap<(LogIndex, Term), (u64, Option<Term>)>,
     committed: BTreeMap<LogIndex, Committed>,
     digests: HashMap<LogIndex, u64>,
+    /// Hashes of the real state, in runs that have it.
+    hashes: HashMap<LogIndex, u32>,
     requests: HashMap<RequestId, LogIndex>,
     acknowledged: Vec<RequestId>,
     violation: Option<String>,
@@ -141,6 +145,15 @@ impl Checks {
         let known = *self.digests.entry(index).or_insert(digest);
         if known != digest {
             self.violated(|| format!("K4: two states at {index}"));
+        }
+    }
+
+    /// Notes the hash of a member's real history at an index (K4).
+    pub(super) fn real_state(&mut self, index: LogIndex, hash: u32) {
+        self.counts.compared += 1;
+        let known = *self.hashes.entry(index).or_insert(hash);
+        if known != hash {
+            self.violated(|| format!("K4: two histories of keys at {index}"));
         }
     }
 

@@ -19,12 +19,15 @@
 //! Known bugs can be planted ([`Bug`]); each must be found within a few seeds, which shows that the
 //! checks see something. A failing seed prints how to repeat it, with the last events of the run.
 //!
-//! Deliberately absent: the state machine's own files (`state` and `storage` test them), sockets
-//! (`transport`), and time that passes while a thread computes.
+//! The state is a few registers; in some runs the real state machine on a real backend stands beside
+//! it and must agree (`machine`).
+//!
+//! Deliberately absent: sockets (`transport`), and time that passes while a thread computes.
 
 mod checks;
 mod clients;
 mod history;
+mod machine;
 mod network;
 mod node;
 mod run;
@@ -71,6 +74,8 @@ struct Plan {
     catch_up_entries: u64,
     truncate_every_entries: u64,
     snapshot_entries: u64,
+    /// Whether the real state machine runs beside the simulated one.
+    has_machine: bool,
     weather: Weather,
 }
 
@@ -128,6 +133,7 @@ impl Plan {
             catch_up_entries: [2, 10, 30][index_below(random, 3)],
             truncate_every_entries: [0, 5, 20][index_below(random, 3)],
             snapshot_entries: [8, 20, 60][index_below(random, 3)],
+            has_machine: false,
             weather,
         }
     }

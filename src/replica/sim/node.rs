@@ -22,7 +22,7 @@ use prost::Message as _;
 use proto::raftpb::{ConfChange, Entry, EntryType, HardState, Message, Snapshot, SnapshotMetadata};
 use tokio::sync::oneshot;
 
-use super::{Bug, Micros, Plan, checks::Checks, state::State};
+use super::{Bug, Micros, Plan, checks::Checks, machine::RealState, state::State};
 use crate::{
     base::{file::Disk, random::Random},
     cluster::{BOOTSTRAP_TERM, RequestIds},
@@ -116,6 +116,8 @@ pub(super) struct Node {
     pub(super) received: BTreeMap<LogIndex, State>,
     /// Its tick, which may be faster or slower than the others'.
     pub(super) tick: Micros,
+    /// The real state machine, in some of the runs.
+    pub(super) real: Option<RealState>,
     pub(super) running: Option<Box<Running>>,
 }
 
@@ -159,6 +161,7 @@ impl Node {
             stored: State::default(),
             received: BTreeMap::new(),
             tick: 0,
+            real: None,
             running: None,
         }
     }
@@ -194,6 +197,11 @@ impl Node {
         let recovered =
             Recovered { member: self.id, cluster: CLUSTER, hard_state, entries, snapshot };
         self.fate = Fate::Alive;
+        if around.plan.has_machine {
+            let mut real = RealState::new(self.id);
+            real.open(LogIndex(0));
+            self.real = Some(real);
+        }
         let run = self.run(wal, recovered, peers, around);
         run.unwrap_or_else(|error| panic!("{} cannot start: {error}", self.id));
     }
@@ -212,6 +220,10 @@ impl Node {
             self.stored = received.ok_or("the state of the newest snapshot is not there")?;
         }
         self.received.clear();
+        if let Some(real) = &mut self.real {
+            real.open(newest.index);
+            real.check(&self.stored, around.checks);
+        }
         if self.stored.membership.is_removed(self.id) {
             self.fate = Fate::Gone;
             return Ok(());
@@ -300,7 +312,27 @@ impl Node {
     /// Loses everything that was not synced, or an arbitrary part of it.
     pub(super) fn crash(&mut self, random: &mut Random) {
         self.running = None;
+        if let Some(real) = &mut self.real {
+            real.crash();
+        }
         self.disk.crash(random).expect("memory can be changed");
+    }
+
+    /// The state as a leader sends it: the checkpoint, which is the present state then.
+    pub(super) fn export(&mut self) -> State {
+        self.flush();
+        let mut state = self.stored.clone();
+        state.database = self.real.as_ref().map(RealState::export);
+        state
+    }
+
+    /// Keeps a state that a leader has sent.
+    pub(super) fn receive(&mut self, mut state: State) {
+        let database = state.database.take();
+        if let (Some(real), Some(database)) = (&self.real, database) {
+            real.receive(state.applied, &database);
+        }
+        self.received.insert(state.applied, state);
     }
 
     /// What the flush thread does, all at once.
@@ -308,6 +340,9 @@ impl Node {
         let Some(running) = &mut self.running else { return };
         if self.stored.applied < running.state.applied {
             self.stored = running.state.clone();
+            if let Some(real) = &mut self.real {
+                real.flush();
+            }
         }
         running.flushed = self.stored.applied;
         running.look_after_snapshots();
@@ -320,7 +355,12 @@ impl Node {
         for input in mem::take(&mut running.apply_queue) {
             match input {
                 ApplyInput::Entries(entries) => {
-                    entries.iter().for_each(|entry| running.apply(entry, &mut answers, around));
+                    for entry in &entries {
+                        running.apply(entry, &mut answers, around);
+                        if let Some(real) = &mut self.real {
+                            real.apply(entry);
+                        }
+                    }
                 }
                 ApplyInput::Install(snapshot) => {
                     running.show(mem::take(&mut answers), around);
@@ -330,11 +370,17 @@ impl Node {
                         return;
                     };
                     self.stored = state.clone();
+                    if let Some(real) = &mut self.real {
+                        real.open(index);
+                    }
                     running.install(state, around);
                 }
             }
         }
         running.show(answers, around);
+        if let Some(real) = &self.real {
+            real.check(&running.state, around.checks);
+        }
         running.look_after_snapshots();
         around.out.push(Out::Wake(Thread::Replica));
     }

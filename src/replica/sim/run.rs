@@ -65,6 +65,7 @@ fn add(total: &mut Counts, one: Counts) {
     total.members_changed += one.members_changed;
     total.transfers += one.transfers;
     total.committed += one.committed;
+    total.compared += one.compared;
 }
 
 /// Runs seeds; what happened in all of them, and those that failed.
@@ -83,8 +84,9 @@ fn run_all(seeds: impl Iterator<Item = u64>) -> (Counts, Vec<String>) {
 fn check_seeds(seeds: impl Iterator<Item = u64>) {
     let (total, failures) = run_all(seeds);
     assert!(failures.is_empty(), "{} seeds failed\n{}", failures.len(), failures[0]);
-    let Counts { reads, writes, crashes, installed, members_changed, elections, .. } = total;
-    let least = [reads, writes, crashes, installed, members_changed, elections];
+    let Counts { reads, writes, crashes, installed, members_changed, elections, compared, .. } =
+        total;
+    let least = [reads, writes, crashes, installed, members_changed, elections, compared];
     assert!(least.iter().all(|count| 50 < *count), "little happened: {total:?}");
 }
 

@@ -4,7 +4,8 @@
 //! machine is a register per key and a digest of everything that was applied, so that thousands of
 //! members fit a second. A copy is a checkpoint.
 //!
-//! Deliberately absent: rows, leases, the backend. `state` has its own tests, with restarts.
+//! Deliberately absent: rows, leases, the backend. Some runs have the real state machine beside it
+//! (`machine`).
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -16,10 +17,10 @@ use crate::{
     state::conf_state_after,
 };
 
-use super::{history::UNWRITTEN, mix};
+use super::{history::UNWRITTEN, machine::Database, mix};
 
 /// How many learners the group may have.
-const LEARNERS_MAX: usize = 2;
+pub(super) const LEARNERS_MAX: usize = 2;
 
 /// The state after one entry.
 #[derive(Clone, Debug, Default)]
@@ -30,12 +31,20 @@ pub(super) struct State {
     pub(super) membership: Arc<Membership>,
     /// Of everything that was applied, in order.
     pub(super) digest: u64,
-    registers: BTreeMap<u8, u64>,
+    /// The value of each key, and how often it was written.
+    registers: BTreeMap<u8, (u64, i64)>,
+    /// The real state, where a leader has sent it with this one.
+    pub(super) database: Option<Database>,
 }
 
 impl State {
     pub(super) fn read(&self, key: u8) -> u64 {
-        self.registers.get(&key).copied().unwrap_or(UNWRITTEN)
+        self.registers.get(&key).map_or(UNWRITTEN, |(value, _)| *value)
+    }
+
+    /// How often each key was written.
+    pub(super) fn versions(&self) -> impl Iterator<Item = (u8, i64)> {
+        self.registers.iter().map(|(key, (_, version))| (*key, *version))
     }
 
     fn advance(&mut self, index: LogIndex, term: Term) {
@@ -58,7 +67,8 @@ impl State {
         let key = put.key[0];
         let value: [u8; 8] = put.value.as_ref().try_into().expect("eight bytes are written");
         let value = u64::from_be_bytes(value);
-        self.registers.insert(key, value);
+        let register = self.registers.entry(key).or_default();
+        *register = (value, register.1 + 1);
         self.digest = mix(mix(self.digest, u64::from(key)), value);
         Some(command.id)
     }

@@ -25,6 +25,8 @@ use crate::{
     replica::Input,
 };
 
+/// One in so many runs has the real state machine beside the simulated one.
+const MACHINE_EVERY_SEEDS: u64 = 10;
 /// Ticks after the weather in which the group must have come to rest.
 const SETTLE_TICKS: u64 = 400;
 /// Ticks after the weather in which clients go on.
@@ -97,7 +99,8 @@ pub(super) struct World {
 impl World {
     pub(super) fn new(seed: u64, bug: Option<Bug>, is_verbose: bool) -> Self {
         let mut random = Random::from_seed(mix(seed, 0x5eed));
-        let plan = Plan::draw(&mut random, bug);
+        let mut plan = Plan::draw(&mut random, bug);
+        plan.has_machine = bug.is_none() && seed.is_multiple_of(MACHINE_EVERY_SEEDS);
         let mut world = Self {
             clients: vec![Client::default(); plan.clients],
             plan,
@@ -364,8 +367,7 @@ impl World {
         }
         // The backend is synced first.
         let node = self.nodes.get_mut(&id).expect("it is live");
-        node.flush();
-        let state = Box::new(node.stored.clone());
+        let state = Box::new(node.export());
         message.snapshot = Some(snapshot_of(&state));
         self.wake_replica(id, self.now + 5);
         self.send(id, message, Some(state));
@@ -398,7 +400,7 @@ impl World {
         let sender_life = self.nodes[&from].life;
         let is_cut = self.network.is_cut(from, to);
         let node = self.nodes.get_mut(&to).expect("messages go to members");
-        let Some(running) = node.running.as_mut().filter(|_| !is_cut) else {
+        let Some(running) = node.running.as_ref().filter(|_| !is_cut) else {
             if state.is_some() {
                 self.schedule(
                     self.now + TICK,
@@ -413,8 +415,9 @@ impl World {
         }
         let is_state = state.is_some();
         if let Some(state) = state {
-            node.received.insert(state.applied, *state);
+            node.receive(*state);
         }
+        let running = node.running.as_mut().expect("it was seen running");
         running.meet(from);
         running.push(Input::Peer(Box::new(message)));
         if is_state {

@@ -182,7 +182,8 @@ impl Member {
     }
 }
 
-fn store(writer: &mut Writer, batch: &FlushBatch) {
+/// What a commit of the flusher stores.
+pub(crate) fn store(writer: &mut Writer, batch: &FlushBatch) {
     let mut txn = writer.begin().expect("a transaction");
     for row in &batch.rows {
         txn.append(row).expect("rows are in order");

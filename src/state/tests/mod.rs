@@ -3,7 +3,7 @@
 //! Every test reaches the machine through [`member::Member`]: one member's apply and flush threads
 //! rolled into one, on a real backend in a temporary directory.
 
-mod member;
+pub(crate) mod member;
 mod official;
 mod property;
 mod refusal;
