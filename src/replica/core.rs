@@ -747,9 +747,9 @@ mod tests {
     }
 
     fn written(effects: &[Effect]) -> Vec<(BatchNumber, usize)> {
-        let written = effects.iter().filter_map(|effect| match effect {
-            Effect::Persist(batch) => Some((batch.number, batch.entries.len())),
-            _ => None,
+        let written = effects.iter().filter_map(|effect| {
+            let Effect::Persist(batch) = effect else { return None };
+            Some((batch.number, batch.entries.len()))
         });
         written.collect()
     }
@@ -777,10 +777,11 @@ mod tests {
         let [(_, 2)] = written(&effects)[..] else { panic!("{effects:?}") };
         let sent: Vec<&Message> = effects
             .iter()
-            .flat_map(|effect| match effect {
-                Effect::Send(messages) => messages.as_slice(),
-                _ => &[],
+            .filter_map(|effect| {
+                let Effect::Send(messages) = effect else { return None };
+                Some(messages)
             })
+            .flatten()
             .collect();
         let [message] = sent[..] else { panic!("the commit travels with the entries: {sent:?}") };
         assert_eq!((message.entries.len(), message.commit), (2, Some(2)));
