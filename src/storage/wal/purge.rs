@@ -2,8 +2,9 @@
 //!
 //! Decides when their blocks are freed: bit by bit, on a thread of its own. The name of a segment
 //! goes at once; freeing 64 MiB at once, as the last close of a nameless file does, takes the disk
-//! some 15 ms, in which no sync of the log comes through. Called by the log; each thread ends by
-//! itself, and what it leaves undone, the system does at the end of the process.
+//! some 15 ms, in which no sync of the log comes through. A small segment goes at once. Called by
+//! the log; each thread ends by itself, and what it leaves undone, the system does at the end of
+//! the process.
 
 use std::{io, path::Path, time::Duration};
 
@@ -22,6 +23,9 @@ const STEP_PAUSE: Duration = Duration::from_millis(5);
 pub(super) fn purge(disk: &Disk, path: &Path) -> io::Result<()> {
     let file = disk.open(path)?;
     disk.remove(path)?;
+    if file.len()? <= STEP_BYTES {
+        return Ok(());
+    }
     // Without a thread it is given back at once, when the file is closed.
     if let Err(error) = thread::spawn("wal-purge", Priority::Background, move || shrink(&file)) {
         tracing::warn!(%error, "could not start a thread that removes a WAL segment");
