@@ -548,3 +548,44 @@ fn official_members_go_down_a_version_and_up_again() {
 fn both_kinds_go_down_a_version_and_up_again() {
     down_and_up([OURS, OFFICIAL, OURS]);
 }
+
+/// What the last of three members says while the two others are gone, and what it does when one is
+/// back.
+fn without_a_quorum(kind: Kind) -> Option<Vec<String>> {
+    let mut group = Group::start(&[kind; 3], &[]).unwrap()?;
+    group.ctl_at(0, &["put", "before", "x"]).unwrap();
+    group.agree().unwrap();
+    let leader = group.leader().unwrap();
+    group.member((leader + 1) % 3).kill();
+    group.member((leader + 2) % 3).kill();
+    until("nobody leads", || Ok(group.status(leader)?.leader == 0)).unwrap();
+    let mut answers = Vec::new();
+    for request in [
+        &["put", "during", "y"][..],
+        &["get", "before"],
+        &["lease", "grant", "60"],
+        &["member", "add", "new", "--peer-urls=http://127.0.0.1:1"],
+    ] {
+        let patient = [&["--command-timeout=20s"], request].concat();
+        let output = group.try_ctl_at(leader, &patient).unwrap();
+        assert!(!output.status.success(), "{request:?} was answered without a quorum");
+        let errors = String::from_utf8_lossy(&output.stderr);
+        let text = errors.lines().last().unwrap_or_default();
+        answers.push(text.rsplit("desc = ").next().unwrap().to_owned());
+    }
+    let read = group.ctl_at(leader, &["get", "--consistency=s", "before"]).unwrap();
+    assert_eq!(read, "before\nx\n", "reads of its own state go on");
+    group.member((leader + 1) % 3).resume().unwrap();
+    group.leader().unwrap();
+    group.ctl_at(leader, &["put", "after", "z"]).unwrap();
+    assert_eq!(group.ctl_at(leader, &["get", "before"]).unwrap(), "before\nx\n");
+    group.member((leader + 2) % 3).resume().unwrap();
+    group.agree().unwrap();
+    Some(answers)
+}
+
+#[test]
+fn without_a_quorum_nothing_is_written_and_etcd_s_errors_say_so() {
+    let Some(official) = without_a_quorum(OFFICIAL) else { return };
+    assert_eq!(without_a_quorum(OURS), Some(official));
+}

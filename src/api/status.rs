@@ -324,6 +324,8 @@ const fn unavailable_status(unavailable: &Unavailable) -> (Code, &'static str) {
         Unavailable::TimeoutConnectionLost => {
             (Code::Unavailable, "etcdserver: request timed out, possibly due to connection lost")
         }
+        // A Go server's words for a context that has ended.
+        Unavailable::NobodyLed => (Code::DeadlineExceeded, "context deadline exceeded"),
         Unavailable::TimeoutApplied => (
             Code::Unavailable,
             "etcdserver: request timed out, waiting for the applied index took too long",
@@ -438,6 +440,7 @@ mod tests {
                 Code::Unavailable,
                 "etcdserver: request timed out, possibly due to connection lost",
             ),
+            (Unavailable::NobodyLed, Code::DeadlineExceeded, "context deadline exceeded"),
             (
                 Unavailable::TimeoutApplied,
                 Code::Unavailable,

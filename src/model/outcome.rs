@@ -214,6 +214,8 @@ pub enum Unavailable {
     TimeoutLeaderLost,
     /// No answer in time, and the quorum could not be reached meanwhile.
     TimeoutConnectionLost,
+    /// No answer in time, and nobody led all the while, so nothing was proposed.
+    NobodyLed,
     /// The wait for the applied index took too long.
     TimeoutApplied,
     /// The caller went away.

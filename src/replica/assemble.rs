@@ -180,6 +180,7 @@ pub fn assemble(ingredients: Ingredients) -> Assembled {
         request_timeout: settings.limits.request_timeout,
         election_timeout: settings.election_timeout,
         rounds: Rounds::new(contexts, READ_RETRY),
+        leaderless_since: Some(Duration::ZERO),
         transport: transport.clone(),
         snapshots,
         peers: BTreeMap::new(),

@@ -54,6 +54,8 @@ pub struct ReplicaThread {
     pub(super) request_timeout: Duration,
     pub(super) election_timeout: Duration,
     pub(super) rounds: Rounds,
+    /// Since when nobody is known to lead, if so.
+    pub(super) leaderless_since: Option<Duration>,
     pub(super) transport: Transport,
     pub(super) snapshots: SnapshotSender,
     /// The other members and their peer URLs, as the transport knows them.
@@ -174,8 +176,12 @@ impl ReplicaThread {
 
     /// Source: etcd `parseProposeCtxErr`: a request that started shortly before the present
     /// leader was elected probably fell victim to the loss of the one before; one that started
-    /// before the leader, or a quorum, was reached, to the connection.
+    /// before the leader, or a quorum, was reached, to the connection. One that nobody could have
+    /// taken ends with its context there.
     fn timeout_reason(&self, since: Duration) -> Unavailable {
+        if self.leaderless_since.is_some_and(|lost| lost <= since) {
+            return Unavailable::NobodyLed;
+        }
         let elected = Duration::from_millis(self.shared.leader_since_ms.load(Ordering::Acquire));
         let lost = elected.saturating_sub(2 * self.election_timeout);
         if lost <= since && since <= elected {
@@ -295,7 +301,7 @@ impl ReplicaThread {
         self.peers = now;
     }
 
-    fn show(&self, leadership: Leadership) {
+    fn show(&mut self, leadership: Leadership) {
         let shared = &self.shared;
         let Leadership { term, leader, reads_without_round } = leadership;
         shared.reads_without_round.store(reads_without_round, Ordering::Release);
@@ -304,6 +310,7 @@ impl ReplicaThread {
         if before == leader {
             return;
         }
+        self.leaderless_since = (leader == MemberId(0)).then(|| shared.clock.now());
         metrics::HAS_LEADER.set(i64::from(leader != MemberId(0)));
         metrics::IS_LEADER.set(i64::from(leader == shared.member));
         if leader != MemberId(0) {
