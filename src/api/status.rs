@@ -421,7 +421,7 @@ mod tests {
 
     #[test]
     fn unknown_outcomes_have_the_code_and_text_of_etcd() {
-        let table: [(Unavailable, Code, &str); 12] = [
+        let table: [(Unavailable, Code, &str); 13] = [
             (Unavailable::NoLeader, Code::Unavailable, "etcdserver: no leader"),
             (Unavailable::LeaderChanged, Code::Unavailable, "etcdserver: leader changed"),
             (
