@@ -52,6 +52,8 @@ enum Bug {
     AnswersBeforeQuorum,
     /// A leader serves linearizable reads without asking anybody.
     ReadsWithoutRound,
+    /// The only voter reads without a round even if learners have applied more than it has.
+    LoneVoterReadsAtOnce,
     /// Whom a member voted for is not read back.
     VoteIsForgotten,
     /// After a restart raft is told of changes of members again that it has made already.

@@ -419,8 +419,21 @@ impl Running {
 
     /// As `Handle::linearizable`; true if the reader need not wait.
     pub(super) fn read(&mut self, reader: u64, now: Micros, plan: &Plan) -> bool {
-        let skips = plan.bug == Some(Bug::ReadsWithoutRound)
-            && self.leadership.leader == self.core.raft().id();
+        let raft = self.core.raft();
+        let skips = match plan.bug {
+            Some(Bug::ReadsWithoutRound) => self.leadership.leader == raft.id(),
+            Some(Bug::LoneVoterReadsAtOnce) => {
+                let committed_in_term = raft.term_of(raft.committed_index()) == Some(raft.term());
+                self.is_leader() && raft.is_sole_voter() && committed_in_term
+            }
+            Some(
+                Bug::UnsyncedCountsAsPersisted
+                | Bug::AnswersBeforeQuorum
+                | Bug::VoteIsForgotten
+                | Bug::ChangesAreReplayed,
+            )
+            | None => false,
+        };
         if self.leadership.reads_without_round || skips {
             return true;
         }

@@ -674,6 +674,9 @@ impl World {
         let ids: Vec<MemberId> = self.nodes.keys().copied().collect();
         for id in ids {
             self.due(id).paused_until = 0;
+            // Without pre-votes a member behind the others, with a clock twice as fast, keeps them from
+            // electing anybody, in any raft.
+            self.nodes.get_mut(&id).expect("every member is known").tick = TICK;
             let node = &self.nodes[&id];
             let life = node.life;
             if best.membership.is_removed(id) {
