@@ -5,7 +5,7 @@
 //! state. After each step it must hold what the simulated state holds. Some of the runs have it;
 //! files cost time.
 
-use std::{fs, path::PathBuf, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, fs, path::PathBuf, sync::Arc, time::Duration};
 
 use prost::Message as _;
 use proto::raftpb::{ConfChange, Entry, EntryType};
@@ -31,6 +31,8 @@ pub(super) type Database = Arc<Vec<u8>>;
 pub(super) struct RealState {
     member: MemberId,
     dir: TempDir,
+    /// The databases that leaders have sent; on disk, too, but no file before it is wanted.
+    received: BTreeMap<LogIndex, Database>,
     /// Nothing while the member is down.
     open: Option<Open>,
 }
@@ -47,7 +49,12 @@ impl RealState {
         // In memory, where there is such a place: syncs are not what is tested here.
         let fast = PathBuf::from("/dev/shm");
         let dir = if fast.is_dir() { TempDir::new_in(fast) } else { TempDir::new() };
-        Self { member, dir: dir.expect("a temporary directory"), open: None }
+        Self {
+            member,
+            dir: dir.expect("a temporary directory"),
+            received: BTreeMap::new(),
+            open: None,
+        }
     }
 
     fn settings(&self) -> state::Settings {
@@ -65,9 +72,19 @@ impl RealState {
         }
     }
 
-    /// Opens what is on disk; `newest` is the newest snapshot in the log.
-    pub(super) fn open(&mut self, newest: LogIndex) {
+    /// Opens what is on disk after a restart; `newest` is the newest snapshot in the log.
+    pub(super) fn restart(&mut self, newest: LogIndex) {
+        self.install(newest);
+        self.received.clear();
+    }
+
+    /// Goes on from the state that came with the snapshot at `newest`, if there is one.
+    pub(super) fn install(&mut self, newest: LogIndex) {
         self.open = None;
+        if let Some(database) = self.received.remove(&newest) {
+            let path = self.dir.path().join(snapshot_file(newest));
+            fs::write(path, database.as_slice()).expect("the directory is ours");
+        }
         adopt(self.dir.path(), newest).expect("the directory is sound");
         let mut options = BackendOptions::new(self.dir.path().join(BACKEND_DIRECTORY));
         options.map_bytes = 1 << 26;
@@ -121,9 +138,8 @@ impl RealState {
     }
 
     /// Keeps a database that a leader has sent.
-    pub(super) fn receive(&self, index: LogIndex, database: &Database) {
-        let path = self.dir.path().join(snapshot_file(index));
-        fs::write(path, database.as_slice()).expect("the directory is ours");
+    pub(super) fn receive(&mut self, index: LogIndex, database: Database) {
+        self.received.insert(index, database);
     }
 
     /// Compares it with the simulated state, and with what others have at the same position.

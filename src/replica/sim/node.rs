@@ -199,7 +199,7 @@ impl Node {
         self.fate = Fate::Alive;
         if around.plan.has_machine {
             let mut real = RealState::new(self.id);
-            real.open(LogIndex(0));
+            real.restart(LogIndex(0));
             self.real = Some(real);
         }
         let run = self.run(wal, recovered, peers, around);
@@ -221,7 +221,7 @@ impl Node {
         }
         self.received.clear();
         if let Some(real) = &mut self.real {
-            real.open(newest.index);
+            real.restart(newest.index);
             real.check(&self.stored, around.checks);
         }
         if self.stored.membership.is_removed(self.id) {
@@ -329,8 +329,8 @@ impl Node {
     /// Keeps a state that a leader has sent.
     pub(super) fn receive(&mut self, mut state: State) {
         let database = state.database.take();
-        if let (Some(real), Some(database)) = (&self.real, database) {
-            real.receive(state.applied, &database);
+        if let (Some(real), Some(database)) = (&mut self.real, database) {
+            real.receive(state.applied, database);
         }
         self.received.insert(state.applied, state);
     }
@@ -371,7 +371,7 @@ impl Node {
                     };
                     self.stored = state.clone();
                     if let Some(real) = &mut self.real {
-                        real.open(index);
+                        real.install(index);
                     }
                     running.install(state, around);
                 }
