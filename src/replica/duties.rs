@@ -34,7 +34,7 @@ const LEASE_LOOK_MAX: Duration = Duration::from_millis(500);
 
 /// Leases whose end may be proposed and not yet applied, so that a flood of expiries leaves room
 /// for clients.
-const REVOKES_IN_FLIGHT_MAX: usize = 1_024;
+const REVOKES_IN_FLIGHT_MAX: usize = 64;
 
 /// How often the leader looks whether remaining lease times are to be replicated.
 const CHECKPOINT_LOOK: Duration = Duration::from_secs(1);
