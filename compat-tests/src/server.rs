@@ -156,7 +156,7 @@ impl Server {
             log_path: self.dir.path().join("second.log"),
             host: self.host.clone(),
             client_port: free_port()?,
-            peer_port: self.peer_port,
+            peer_port: free_port()?,
             extra: self.extra.clone(),
             name: self.name.clone(),
             initial_cluster: self.initial_cluster.clone(),

@@ -45,6 +45,9 @@ pub(super) enum ApplyInput {
     Install(Box<Snapshot>),
 }
 
+/// How often the thread looks whether the backend is durable up to a snapshot that was noted.
+const SNAPSHOT_LOOK: Duration = Duration::from_millis(50);
+
 /// How often the thread looks after background work while no entries come.
 const IDLE_LOOK: Duration = Duration::from_millis(500);
 
@@ -79,8 +82,13 @@ impl ApplyThread {
     pub fn run(mut self) -> Result<(), InstallError> {
         let mut inputs = Vec::new();
         loop {
-            let timeout =
-                if self.machine.has_background_work() { BACKGROUND_PAUSE } else { IDLE_LOOK };
+            let timeout = if self.machine.has_background_work() {
+                BACKGROUND_PAUSE
+            } else if self.snapshots.is_waiting() {
+                SNAPSHOT_LOOK
+            } else {
+                IDLE_LOOK
+            };
             if self.inputs.drain(&mut inputs, Some(timeout)) == Drained::Closed {
                 break;
             }

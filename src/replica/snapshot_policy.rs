@@ -54,6 +54,11 @@ impl SnapshotPolicy {
         self.waiting.push_back(snapshot);
     }
 
+    /// Whether one is noted and not recorded.
+    pub(super) fn is_waiting(&self) -> bool {
+        !self.waiting.is_empty()
+    }
+
     /// The next snapshot to be recorded, now that the backend is durable up to `durable`.
     pub(super) fn take_durable(&mut self, durable: LogIndex) -> Option<Input> {
         let index = position(self.waiting.front()?);
