@@ -197,6 +197,8 @@ fn force_new(position: usize, learner: bool) {
         position
     };
     group.ctl_at(0, &["put", "a", "1"]).unwrap();
+    // With the next entry every log says that the first one is committed.
+    group.ctl_at(0, &["put", "b", "2"]).unwrap();
     group.agree().unwrap();
     let before = group.status(position).unwrap().member;
     for lost in 0..group.members().len() {
