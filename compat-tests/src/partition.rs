@@ -38,6 +38,9 @@ const KEYS_PER_WRITER: u64 = 20;
 /// Writes through one member before the next one's turn.
 const WRITES_PER_CONNECTION: usize = 100;
 
+/// Writes of all writers before a network is cut.
+const WRITES_OF_LOAD: u64 = 50 * WRITERS;
+
 /// How long a writer waits for an answer before it tries another member.
 const PATIENCE: Duration = Duration::from_secs(1);
 
@@ -123,7 +126,7 @@ impl PartitionRun {
             let (endpoints, values) = (endpoints.clone(), Arc::clone(&self.values));
             writers.spawn(write(endpoints, writer, values, Arc::clone(&stop)));
         }
-        tokio::time::sleep(Duration::from_millis(500)).await;
+        self.wait_for_load().await?;
         self.hold(cut, leader, follower, lasting).await?;
         self.network.heal()?;
         self.wait_for_a_write(&endpoints).await?;
@@ -179,6 +182,17 @@ impl PartitionRun {
     fn separate(&self, one: usize, other: usize) -> anyhow::Result<()> {
         self.network.cut(one, other)?;
         self.network.cut(other, one)
+    }
+
+    /// Waits until the writers are at work.
+    async fn wait_for_load(&self) -> anyhow::Result<()> {
+        let begun = self.values.load(Ordering::Relaxed);
+        let end = Instant::now() + Duration::from_secs(30);
+        while self.values.load(Ordering::Relaxed) < begun + WRITES_OF_LOAD {
+            ensure!(Instant::now() < end, "the writers have not begun after 30 s");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        Ok(())
     }
 
     /// Waits until a write gets through every member again.

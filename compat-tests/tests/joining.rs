@@ -12,8 +12,8 @@ use oxetcd_compat_tests::{
 const OURS: Kind = Kind::Oxetcd;
 
 /// The reason that a server gives for its end, with everything that differs from run to run taken
-/// out.
-fn reason(log: &str, group: &Group) -> String {
+/// out; `ids` are those of the members.
+fn reason(log: &str, group: &Group, ids: &[u64]) -> String {
     let lines = log.lines().rev().filter_map(|line| serde_json::from_str(line).ok());
     let fatal = lines.filter(|line: &serde_json::Value| line["level"] == "fatal");
     let error = fatal.map(|line| line["error"].as_str().unwrap_or_default().to_owned()).next();
@@ -31,7 +31,8 @@ fn reason(log: &str, group: &Group) -> String {
     }
     let words = error.split(' ').map(|word| {
         let digits = word.trim_matches(|mark: char| !mark.is_ascii_alphanumeric());
-        let is_id = 14 < digits.len() && digits.bytes().all(|byte| byte.is_ascii_hexdigit());
+        let number = u64::from_str_radix(digits, 16);
+        let is_id = number.is_ok_and(|number| ids.contains(&number));
         if is_id { word.replace(digits, "ID") } else { word.to_owned() }
     });
     words.collect::<Vec<_>>().join(" ")
@@ -41,6 +42,7 @@ fn reason(log: &str, group: &Group) -> String {
 fn refused_starts(kind: Kind) -> Option<Vec<String>> {
     let mut group = Group::start(&[Kind::Official, Kind::Official, kind], &[]).unwrap()?;
     let all: Vec<_> = group.members().iter().map(|server| server.peer_url()).collect();
+    let ids = [0, 1, 2].map(|at| group.status(at).unwrap().member);
     let mut seen = Vec::new();
     group.member(2).kill();
     fs::remove_dir_all(group.members()[2].data_dir()).unwrap();
@@ -63,7 +65,7 @@ fn refused_starts(kind: Kind) -> Option<Vec<String>> {
         let Attempt::Ended(ended) = group.member(2).attempt().unwrap() else {
             panic!("{flags:?} started a member");
         };
-        seen.push(format!("{:?}: {}", ended.status.code(), reason(&ended.log, &group)));
+        seen.push(format!("{:?}: {}", ended.status.code(), reason(&ended.log, &group, &ids)));
         assert!(!group.members()[2].data_dir().join("member/wal").exists(), "nothing is left");
     }
     Some(seen)
@@ -150,7 +152,7 @@ fn restart_with_too_many_learners(kind: Kind) -> Option<String> {
     group.member(0).terminate().unwrap();
     group.member(0).set_flags(&["--max-learners=0"]);
     let log = group.refused(0).unwrap();
-    Some(reason(&log, &group))
+    Some(reason(&log, &group, &[]))
 }
 
 #[test]

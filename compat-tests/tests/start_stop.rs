@@ -8,6 +8,7 @@ use std::{
     io::{BufRead, BufReader},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -16,8 +17,11 @@ use oxetcd_compat_tests::{
     server::{Attempt, Kind, Server},
 };
 use proto::etcdserverpb::{PutRequest, RangeRequest};
-use tokio::task::JoinSet;
+use tokio::{sync::Barrier, task::JoinSet};
 use tonic::{Code, Status};
+
+/// Writers at work when a server is stopped.
+const WRITERS: usize = 8;
 
 type Acknowledged = BTreeMap<Vec<u8>, Vec<u8>>;
 
@@ -74,12 +78,17 @@ async fn client_of_a_starting_server_gets_everything_or_nothing() {
     }
 }
 
-/// Writes until the first failure: what was acknowledged, and the failure.
-async fn write(client: Client, writer: usize) -> (Acknowledged, Status) {
+/// Writes until the first failure: what was acknowledged, and the failure. Passes `begun` with the
+/// first answer.
+async fn write(client: Client, writer: usize, begun: Arc<Barrier>) -> (Acknowledged, Status) {
     let mut acknowledged = Acknowledged::new();
     for step in 0.. {
         let (key, value) = (format!("w{writer}/{step}"), format!("v{step}").into_bytes());
-        if let Err(status) = put(&client, &key, value.clone()).await {
+        let answer = put(&client, &key, value.clone()).await;
+        if step == 0 {
+            begun.wait().await;
+        }
+        if let Err(status) = answer {
             return (acknowledged, status);
         }
         acknowledged.insert(key.into_bytes(), value);
@@ -93,11 +102,12 @@ async fn writes_during_a_stop_are_kept_or_fail() {
     let mut acknowledged = Acknowledged::new();
     for round in 0..5 {
         let mut writers = JoinSet::new();
-        for writer in 0..8 {
+        let begun = Arc::new(Barrier::new(WRITERS + 1));
+        for writer in 0..WRITERS {
             let client = Client::connect(&server).await.unwrap();
-            writers.spawn(write(client, round * 8 + writer));
+            writers.spawn(write(client, round * WRITERS + writer, Arc::clone(&begun)));
         }
-        tokio::time::sleep(Duration::from_millis(100)).await;
+        begun.wait().await;
         tokio::task::block_in_place(|| server.terminate()).unwrap();
         while let Some(end) = writers.join_next().await {
             let (written, status) = end.unwrap();
