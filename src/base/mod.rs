@@ -8,6 +8,7 @@
 pub mod clock;
 pub mod courier;
 pub mod duration;
+pub mod error;
 pub mod failpoint;
 pub mod file;
 pub mod log;

@@ -9,7 +9,10 @@ use std::{path::PathBuf, pin::Pin};
 use proto::raftpb::{Message, MessageType};
 
 use crate::{
-    base::thread::{self, Priority},
+    base::{
+        error::chain,
+        thread::{self, Priority},
+    },
     consensus::SnapshotReport,
     exchange::snapshot_file,
     model::{LogIndex, MemberId},
@@ -51,10 +54,6 @@ impl Local for PeerSide {
         self.handle.published().membership.is_removed(member)
     }
 
-    fn is_member(&self, member: MemberId) -> bool {
-        self.handle.published().membership.member(member).is_some()
-    }
-
     fn snapshot_path(&self, index: LogIndex) -> PathBuf {
         self.snap_dir.join(snapshot_file(index))
     }
@@ -78,7 +77,7 @@ fn step_snapshot(handle: &Handle, snap_dir: &std::path::Path, message: Message) 
             let path = snap_dir.join(snapshot_file(index));
             tracing::error!(
                 path = %path.display(),
-                error = super::chain(&error),
+                error = chain(&error),
                 "a received snapshot is not sound; it is dropped"
             );
             if let Err(error) = std::fs::remove_file(&path) {

@@ -33,7 +33,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::{
     api::{self, Edge},
-    base::{clock::Clock, log, ready, task},
+    base::{clock::Clock, error::chain, log, ready, task},
     config::{AutoCompaction, Config, gates::Gate},
     http::{self, Access, Http},
     model::{MemberId, Unavailable},
@@ -171,18 +171,6 @@ fn log_discovery(config: &Config, error: &DiscoveryError) {
 /// Logs the whole chain of an error, as the reason why the process ends.
 fn fatal(error: &(dyn std::error::Error + 'static)) {
     log::write(log::Level::Fatal, "discovery failed", &[("error", json!(chain(error)))]);
-}
-
-/// An error with everything that led to it, outermost first.
-fn chain(error: &(dyn std::error::Error + 'static)) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
-        source = cause.source();
-    }
-    text
 }
 
 /// The quota in bytes; below 0 is none.

@@ -36,10 +36,8 @@ use crate::{
     serve::SocketError,
     state::{self, Machine, Quota, RecoverError, RecoveredAt},
     storage::{
-        Backend, BackendError, BackendOptions, Table, Writer,
+        Backend, BackendError, BackendOptions, Writer,
         backend::BACKEND_DIRECTORY,
-        keys::parse_etcd_revision,
-        tables::FINISHED_COMPACT_REVISION,
         wal::{Recovered, Wal, WalError, WalOptions, WalSnapshot},
     },
 };
@@ -307,7 +305,9 @@ fn assemble_state(
         "applied-index" = at.applied.0,
         "recovered the state of the member"
     );
-    let finished_compaction = finished_compaction(&backend).map_err(StartError::Backend)?;
+    let reader = backend.reader().map_err(StartError::Backend)?;
+    let finished_compaction = reader.finished_compaction().map_err(StartError::Backend)?;
+    drop(reader);
     Ok(Opened {
         member,
         cluster,
@@ -320,14 +320,6 @@ fn assemble_state(
         finished_compaction,
         peers,
     })
-}
-
-/// The last compaction whose rows are all gone; -1 before any.
-fn finished_compaction(backend: &Backend) -> Result<Revision, BackendError> {
-    let reader = backend.reader()?;
-    let stored = reader.get(Table::Meta, FINISHED_COMPACT_REVISION)?;
-    let parsed = stored.and_then(parse_etcd_revision);
-    Ok(parsed.map_or(Revision(-1), |(position, _tombstone)| position.main))
 }
 
 fn machine_settings(config: &Config, member: MemberId, cluster: ClusterId) -> state::Settings {

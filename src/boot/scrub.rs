@@ -6,7 +6,10 @@
 use std::time::Duration;
 
 use crate::{
-    base::queue::{Drained, Receiver},
+    base::{
+        error::chain,
+        queue::{Drained, Receiver},
+    },
     storage::{
         backend::Backend,
         scrub::{Scrub, ScrubProgress},
@@ -33,7 +36,7 @@ pub(super) fn run(backend: &Backend, mut stop: Receiver<()>) {
             }
             Err(error) => {
                 tracing::error!(
-                    error = super::chain(&error),
+                    error = chain(&error),
                     "stored data is damaged; restore this member from its group or from a backup"
                 );
                 SLICE_PAUSE

@@ -31,6 +31,7 @@ use crate::{
     api::{ETCD_VERSION, edge::REQUEST_OVERHEAD_BYTES},
     base::{
         clock::Clock,
+        error::chain,
         log,
         queue::{Drained, Receiver, Sender, bounded},
         random::Random,
@@ -46,7 +47,6 @@ use crate::{
 };
 
 use super::{
-    chain,
     local::PeerSide,
     member::LocalMember,
     open::{Opened, StartError},

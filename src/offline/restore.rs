@@ -30,7 +30,7 @@ use super::{
     members::{Members, members},
 };
 use crate::{
-    base::file::Disk,
+    base::{error::chain, file::Disk},
     cluster::{BOOTSTRAP_TERM, Bootstrap, Membership, v2_store_json},
     exchange::{EtcdFile, Trailer, conf_state_json, import_into},
     model::{LogIndex, MemberId, Revision, Row, RowRevision},
@@ -340,16 +340,4 @@ fn write_log(
 fn conf_state(bootstrap: &Bootstrap) -> ConfState {
     let voters = bootstrap.members.iter().map(|member| member.id.0).collect();
     ConfState { voters, ..ConfState::default() }
-}
-
-/// An error and its causes in one line.
-pub(super) fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        cause = error.source();
-    }
-    text
 }

@@ -9,10 +9,10 @@ use std::{
 };
 
 use super::{
-    LockTimeout, OfflineError, Progress, export::backend_directory, lock, pages, restore::chain,
-    status::stat,
+    LockTimeout, OfflineError, Progress, export::backend_directory, lock, pages, status::stat,
 };
 use crate::{
+    base::error::chain,
     exchange::{EtcdFile, IMPORTED_FILE},
     model::RowRevision,
     storage::{Backend, Table, snap, wal::Wal},

@@ -28,14 +28,15 @@ use rustix::fs::FlockOperation;
 use super::{
     environment::{Environment, Sizes},
     error::BackendError,
-    keys, metrics,
+    keys::{self, parse_etcd_revision},
+    metrics,
     records::{self, RowRef},
-    tables::{CONSISTENT_INDEX, Table},
+    tables::{CONSISTENT_INDEX, FINISHED_COMPACT_REVISION, Table},
     writer::Writer,
 };
 use crate::{
     base::{clock::Clock, duration::Took},
-    model::{LogIndex, Row, RowRevision},
+    model::{LogIndex, Revision, Row, RowRevision},
 };
 
 /// The environment's directory inside of `<data-dir>/member/snap`.
@@ -266,6 +267,16 @@ impl Reader<'_> {
     /// As [`Reader::row`].
     pub fn consistent_index(&self) -> Result<LogIndex, BackendError> {
         Ok(LogIndex(self.number(Table::Meta, CONSISTENT_INDEX)?.unwrap_or(0)))
+    }
+
+    /// The last compaction whose rows are all gone; -1 before any.
+    ///
+    /// # Errors
+    /// As [`Reader::row`].
+    pub fn finished_compaction(&self) -> Result<Revision, BackendError> {
+        let stored = self.get(Table::Meta, FINISHED_COMPACT_REVISION)?;
+        let parsed = stored.and_then(parse_etcd_revision);
+        Ok(parsed.map_or(Revision(-1), |(position, _tombstone)| position.main))
     }
 
     fn failed(&self, source: heed::Error) -> BackendError {

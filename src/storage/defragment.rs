@@ -33,7 +33,7 @@ use std::{
 use bytes::Bytes;
 
 use super::{
-    environment::{DATA_FILE, Environment, Sizes},
+    environment::{Environment, Sizes},
     error::BackendError,
     flusher::{DefragmentError, Reply},
     install, keys, metrics, records,
@@ -176,17 +176,8 @@ impl Copy {
         writer: &mut Writer,
         now: Duration,
     ) -> Result<Remains, BackendError> {
-        let system = |source| BackendError::System { file: self.dir.clone(), source };
-        let remains = Remains::of(&writer.environment, &self.dir.join(DATA_FILE));
-        let remains = remains.map_err(system)?;
-        failpoint!("defragBeforeRename");
-        install::rename(&self.dir, &self.copy_dir).map_err(system)?;
         let sizes = self.target.sizes()?;
-        writer.replace(Arc::clone(&self.target), sizes);
-        // The directory is empty now; one that stays is removed at the next start.
-        if let Err(error) = fs::remove_dir(&self.copy_dir) {
-            tracing::warn!(path = %self.copy_dir.display(), %error, "could not remove a directory");
-        }
+        let remains = install::take_over(writer, Arc::clone(&self.target), &self.copy_dir)?;
         self.report(sizes, now);
         metrics::DEFRAGMENTING.set(0);
         for reply in self.replies {

@@ -19,12 +19,11 @@ use std::{
 };
 
 use super::{
-    backend::{BACKEND_DIRECTORY, Backend},
+    backend::BACKEND_DIRECTORY,
     defragment::COPY_PREFIX,
     environment::{DATA_FILE, Environment, LOCK_FILE},
     error::BackendError,
-    keys::parse_etcd_revision,
-    tables::{FINISHED_COMPACT_REVISION, Table},
+    remains::Remains,
     writer::Writer,
 };
 use crate::{
@@ -53,37 +52,47 @@ pub(super) struct Reach {
     pub(super) finished_compaction: Revision,
 }
 
-/// Renames the files of `from` over those of `dir`, durably. The data file goes first, and with it
-/// the decision; the lock file holds nothing that outlives a process, but tools look at it.
-pub(super) fn rename(dir: &Path, from: &Path) -> io::Result<()> {
-    fs::rename(from.join(DATA_FILE), dir.join(DATA_FILE))?;
-    failpoint!("defragAfterRename");
-    fs::rename(from.join(LOCK_FILE), dir.join(LOCK_FILE))?;
-    File::open(dir)?.sync_all()
+/// Puts the durable database in `from`, which nobody has open, in the place of the one in use: how
+/// far it reaches, and what is left to give back of the old one.
+pub(super) fn received(writer: &mut Writer, from: &Path) -> Result<(Reach, Remains), BackendError> {
+    let environment = Environment::open(from, writer.shared.options.map_bytes)?;
+    let remains = take_over(writer, Arc::new(environment), from)?;
+    let backend = writer.backend();
+    let reader = backend.reader()?;
+    let reach = Reach {
+        applied: reader.consistent_index()?,
+        revision: reader.last_row()?.map(|row| row.main),
+        finished_compaction: reader.finished_compaction()?,
+    };
+    Ok((reach, remains))
 }
 
-/// Makes the durable database in `from`, which nobody has open, the one that `writer` writes and
-/// everybody reads.
-pub(super) fn take_over(writer: &mut Writer, from: &Path) -> Result<Reach, BackendError> {
+/// Makes `environment`, whose files lie durably in `from`, the one that `writer` writes and
+/// everybody reads: what is left to give back of the old one.
+pub(super) fn take_over(
+    writer: &mut Writer,
+    environment: Arc<Environment>,
+    from: &Path,
+) -> Result<Remains, BackendError> {
     let dir = writer.shared.options.dir.clone();
-    let environment = Arc::new(Environment::open(from, writer.shared.options.map_bytes)?);
-    rename(&dir, from).map_err(|source| BackendError::System { file: dir, source })?;
+    let system = |source| BackendError::System { file: dir.clone(), source };
+    let remains = Remains::of(&writer.environment, &dir.join(DATA_FILE)).map_err(system)?;
     let sizes = environment.sizes()?;
+    failpoint!("defragBeforeRename");
+    rename(&dir, from).map_err(system)?;
     writer.replace(environment, sizes);
     // It holds nothing of value now, and is removed at the next start if it stays.
     if let Err(error) = fs::remove_dir_all(from) {
         tracing::warn!(path = %from.display(), %error, "could not remove a directory");
     }
-    reach(&writer.backend())
+    Ok(remains)
 }
 
-fn reach(backend: &Backend) -> Result<Reach, BackendError> {
-    let reader = backend.reader()?;
-    let finished = reader.get(Table::Meta, FINISHED_COMPACT_REVISION)?;
-    let finished = finished.and_then(parse_etcd_revision);
-    Ok(Reach {
-        applied: reader.consistent_index()?,
-        revision: reader.last_row()?.map(|row| row.main),
-        finished_compaction: finished.map_or(Revision(-1), |(at, _tombstone)| at.main),
-    })
+/// Renames the files of `from` over those of `dir`, durably. The data file goes first, and with it
+/// the decision; the lock file holds nothing that outlives a process, but tools look at it.
+fn rename(dir: &Path, from: &Path) -> io::Result<()> {
+    fs::rename(from.join(DATA_FILE), dir.join(DATA_FILE))?;
+    failpoint!("defragAfterRename");
+    fs::rename(from.join(LOCK_FILE), dir.join(LOCK_FILE))?;
+    File::open(dir)?.sync_all()
 }

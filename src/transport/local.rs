@@ -28,9 +28,6 @@ pub trait Local: fmt::Debug + Send + Sync + 'static {
     /// Whether `member` was once in the cluster and is not any more.
     fn is_removed(&self, member: MemberId) -> bool;
 
-    /// Whether `member` is in the cluster as this member knows it.
-    fn is_member(&self, member: MemberId) -> bool;
-
     /// Where a received database goes, to be there in full before its message is stepped.
     fn snapshot_path(&self, index: LogIndex) -> PathBuf;
 

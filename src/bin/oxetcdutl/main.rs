@@ -5,7 +5,6 @@
 mod arguments;
 
 use std::{
-    error::Error,
     io::{self, Write},
     path::PathBuf,
     process::ExitCode,
@@ -14,7 +13,7 @@ use std::{
 
 use clap::{CommandFactory, Parser};
 use oxetcd::{
-    base::{duration, log},
+    base::{duration, error::chain, log},
     offline::{
         API_VERSION, ETCD_VERSION, Ending, Format, LockTimeout, OfflineError, RestoreOptions,
         defragment, export_database, hash_kv, hash_kv_text, restore, snapshot_status, status_text,
@@ -49,14 +48,7 @@ struct Failure {
 
 impl From<OfflineError> for Failure {
     fn from(error: OfflineError) -> Self {
-        let mut text = error.to_string();
-        let mut cause = error.source();
-        while let Some(source) = cause {
-            text.push_str(": ");
-            text.push_str(&source.to_string());
-            cause = source.source();
-        }
-        Self { text, exit_code: error.exit_code() }
+        Self { text: chain(&error), exit_code: error.exit_code() }
     }
 }
 

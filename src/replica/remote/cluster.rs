@@ -8,6 +8,7 @@ use std::{fmt, time::Duration};
 use futures::{StreamExt, stream::FuturesUnordered};
 
 use crate::{
+    base::error::chain,
     cluster::{Member, Versions},
     model::ClusterId,
     transport::{PeerReply, PeerRequest, RequestError},
@@ -138,18 +139,6 @@ async fn ask<T>(
         }
     }
     None
-}
-
-/// An error with everything that led to it.
-fn chain(error: &(dyn std::error::Error + 'static)) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
-        source = cause.source();
-    }
-    text
 }
 
 #[cfg(test)]

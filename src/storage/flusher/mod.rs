@@ -49,7 +49,7 @@ use super::{
     writer::Writer,
 };
 use crate::{
-    base::clock::Clock,
+    base::{clock::Clock, error::chain},
     model::{LogIndex, Revision, Row, RowRevision, Term},
 };
 
@@ -324,7 +324,7 @@ impl Flusher {
                     copy.join(reply);
                     self.copy = Some(copy);
                 }
-                Err(error) => reply(Err(failure(&error))),
+                Err(error) => reply(Err(DefragmentError(chain(&error)))),
             },
         }
     }
@@ -336,8 +336,9 @@ impl Flusher {
             copy.give_up(&DefragmentError(superseded.to_owned()));
         }
         self.compactions = Compactions::default();
-        let Reach { applied, revision, finished_compaction } =
-            install::take_over(&mut self.writer, dir)?;
+        let (reach, remains) = install::received(&mut self.writer, dir)?;
+        self.remains.push_back(remains);
+        let Reach { applied, revision, finished_compaction } = reach;
         self.inbox.flushed(Flushed { applied, revision, bytes: 0 });
         self.inbox.finished_compaction(finished_compaction);
         Ok(())
@@ -353,20 +354,8 @@ impl Flusher {
                 self.remains.push_back(remains);
             }
             // The copy is given up: no room, or damage in what was copied. The database stays.
-            Err(error) => copy.give_up(&failure(&error)),
+            Err(error) => copy.give_up(&DefragmentError(chain(&error))),
         }
         Ok(())
     }
-}
-
-/// An error with its causes, for somebody far away.
-fn failure(error: &BackendError) -> DefragmentError {
-    let mut text = error.to_string();
-    let mut source = std::error::Error::source(error);
-    while let Some(cause) = source {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
-        source = cause.source();
-    }
-    DefragmentError(text)
 }

@@ -106,10 +106,6 @@ impl Local for Ears {
         self.banned.lock().expect("no panic").contains(&member)
     }
 
-    fn is_member(&self, _member: MemberId) -> bool {
-        true
-    }
-
     fn snapshot_path(&self, index: LogIndex) -> PathBuf {
         self.directory.path().join(format!("{:016x}.snap.db", index.0))
     }
