@@ -25,6 +25,7 @@ test: protoc
 compat: protoc
 	$(CARGO) build --release --locked --workspace
 	OXETCD_BIN_DIR=$(CURDIR)/target/release tools/run-tests -p oxetcd-compat-tests
+	target/release/dns
 	target/release/partition
 	target/release/compat
 

@@ -3,8 +3,8 @@
 //! Decides what "the same as etcd" means: the same requests, sent to official etcd and to
 //! oxetcd, get the same answers after ids and times are made equal. Nothing here knows how either
 //! of them works inside. Used by the tests of this crate and by its binaries: `compat` (etcd's
-//! own suites), `fault` (crashes under a ledger of acknowledged writes) and `partition` (the same with
-//! a network that is cut).
+//! own suites), `fault` (crashes under a ledger of acknowledged writes), `partition` (the same with
+//! a network that is cut) and `dns` (members that find one another by name).
 //!
 //! ```text
 //!   Script --run--> official etcd --> Transcript --+
@@ -12,6 +12,7 @@
 //! ```
 #![expect(clippy::disallowed_methods, reason = "servers under test run on real time")]
 
+pub mod dns;
 pub mod fault;
 pub mod files;
 pub mod group;

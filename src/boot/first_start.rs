@@ -7,7 +7,7 @@
 //! ```text
 //!   state new:       --initial-cluster --> Bootstrap --> ids, entries 1..N
 //!                          |                  ^ only if nobody knows this member as started
-//!                    or a registry (`discovery`)
+//!                    or a registry (`discovery`), or DNS (`srv`)
 //!   state existing:  --initial-cluster --> GET /members --> match by URLs --> ids, no entries
 //!                                          GET /version --> versions must fit
 //! ```

@@ -42,6 +42,7 @@ use crate::{
 };
 
 mod discovery;
+mod dns;
 mod first_start;
 mod force_new;
 mod hand_over;
@@ -51,6 +52,7 @@ mod member;
 mod open;
 mod peers;
 mod scrub;
+mod srv;
 mod threads;
 
 use discovery::DiscoveryError;

@@ -46,6 +46,7 @@ use super::{
     discovery::DiscoveryError,
     first_start::{self, JoinError},
     force_new::force_new_cluster,
+    srv,
 };
 
 /// Everything that was on disk, opened.
@@ -176,6 +177,11 @@ pub(super) async fn open(config: &Config, clock: &Clock) -> Result<Opened, Start
     let wal_options =
         WalOptions { fsync: !config.unsafe_no_fsync, ..WalOptions::new(config.wal_path()) };
     let is_new = !Wal::exists(&wal_options.dir);
+    let discovered = match &config.discovery_srv {
+        Some(discovery) if is_new => Some(srv::discovered(config, discovery).await?),
+        _ => None,
+    };
+    let config = discovered.as_ref().unwrap_or(config);
     config.report(!is_new);
     let newest = newest_snapshot(&wal_options, is_new)?;
     exchange::adopt(&config.snap_dir(), newest.index).map_err(StartError::Exchange)?;

@@ -7,7 +7,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::{Config, url::Url};
+use super::{Config, pending, url::Url};
 
 /// The members of a cluster: their names and peer URLs.
 pub type Members = BTreeMap<String, Vec<Url>>;
@@ -64,6 +64,23 @@ impl Config {
         let cluster = |sentence: String| sentence.replace("initial cluster", "discovery cluster");
         without_duplicates(&members).map_err(cluster)?;
         Ok(members)
+    }
+
+    /// The same with the members that DNS names, as `name=url`, for `--initial-cluster`.
+    ///
+    /// # Errors
+    /// With etcd's sentence if this member is not among them.
+    pub fn with_members_from_dns(&self, found: &str) -> Result<Self, String> {
+        let members = parse_members(found).unwrap_or_default();
+        if !members.contains_key(&self.name) {
+            let name = &self.name;
+            return Err(format!(
+                "error setting up initial cluster: cannot find local etcd member {name:?} in SRV \
+                 records"
+            ));
+        }
+        pending::check_members(&members)?;
+        Ok(Self { initial_cluster: found.to_owned(), ..self.clone() })
     }
 
     fn listed_members(&self) -> Result<Members, String> {
@@ -247,6 +264,21 @@ mod tests {
         config.initial_advertise_peer_urls = Url::parse_list("http://127.0.0.1:9").unwrap();
         assert!(config.bootstrap_members().is_err(), "a founder advertises what is listed");
         assert_eq!(config.joining_members(), Ok(members), "whoever joins may be elsewhere");
+    }
+
+    #[test]
+    fn members_from_dns_stand_for_the_list_if_this_one_is_among_them() {
+        let config = config("", "http://127.0.0.1:1");
+        let list = "0=http://127.0.0.1:2,a=http://127.0.0.1:1";
+        let members = config.with_members_from_dns(list).unwrap().bootstrap_members().unwrap();
+        assert_eq!(members.keys().map(String::as_str).collect::<Vec<_>>(), ["0", "a"]);
+        let refused = config.with_members_from_dns("0=http://127.0.0.1:2").map(|_config| ());
+        let sentence = "error setting up initial cluster: cannot find local etcd member \"a\" in \
+                        SRV records";
+        assert_eq!(refused, Err(sentence.to_owned()));
+        let refused = config.with_members_from_dns("0=https://h:2,a=http://127.0.0.1:1");
+        let sentence = "DNS names the member https://h:2, but TLS is not available yet";
+        assert_eq!(refused.map(|_config| ()), Err(sentence.to_owned()), "no silent plain text");
     }
 
     #[test]

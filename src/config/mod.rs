@@ -98,6 +98,8 @@ pub struct Config {
     pub initial_cluster_token: String,
     /// A cluster of etcd where the members of a new cluster find one another.
     pub discovery: Option<Discovery>,
+    /// DNS records that name the members of a new cluster.
+    pub discovery_srv: Option<DiscoverySrv>,
     /// In bytes; `None` is no limit.
     pub quota_backend_bytes: Option<u64>,
     /// Operations in one transaction.
@@ -184,6 +186,15 @@ pub struct Discovery {
     pub dial_timeout: Duration,
     /// How long a request may take.
     pub request_timeout: Duration,
+}
+
+/// Where DNS names the members of a new cluster.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DiscoverySrv {
+    /// The domain with the records.
+    pub domain: String,
+    /// What follows the name of the service; empty for none.
+    pub service_suffix: String,
 }
 
 /// Whether a member founds its cluster or joins one.
@@ -288,6 +299,10 @@ impl Config {
             },
             initial_cluster_token: flags.initial_cluster_token.clone(),
             discovery: discovery(&flags),
+            discovery_srv: (!flags.discovery_srv.is_empty()).then(|| DiscoverySrv {
+                domain: flags.discovery_srv.clone(),
+                service_suffix: flags.discovery_srv_name.clone(),
+            }),
             quota_backend_bytes: match u64::try_from(flags.quota_backend_bytes) {
                 Ok(0) => Some(QUOTA_BYTES_DEFAULT),
                 quota => quota.ok(),

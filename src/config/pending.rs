@@ -7,11 +7,9 @@
 
 use tracing::warn;
 
-use super::{flags::Flags, table, url::Url};
+use super::{bootstrap::Members, flags::Flags, table, url::Url};
 
 const TLS: &str = "TLS is not available yet";
-const DISCOVERY: &str =
-    "discovery by DNS is not available yet; list the members with --initial-cluster";
 const DISCOVERY_USER: &str = "only discovery without a user is available yet";
 const TRACING: &str = "distributed tracing is not available yet";
 
@@ -42,8 +40,6 @@ const REFUSED: &[(&str, &str)] = &[
     ("discovery-insecure-transport", TLS),
     ("discovery-user", DISCOVERY_USER),
     ("discovery-password", DISCOVERY_USER),
-    ("discovery-srv", DISCOVERY),
-    ("discovery-srv-name", DISCOVERY),
     ("enable-distributed-tracing", TRACING),
     ("auth-token", "only simple tokens are available yet"),
     ("enable-log-rotation", "log rotation is not available yet; let logrotate or the like do it"),
@@ -108,6 +104,17 @@ fn urls(flags: &Flags) -> Result<(), String> {
     unix.map_or(Ok(()), |url| {
         Err(format!("--listen-peer-urls has {url}, but peers are reached over TCP only"))
     })
+}
+
+/// Refuses members that cannot be reached without a missing feature.
+///
+/// # Errors
+/// With a sentence that names a URL.
+pub(super) fn check_members(members: &Members) -> Result<(), String> {
+    match members.values().flatten().find(|url| url.is_tls()) {
+        Some(url) => Err(format!("DNS names the member {url}, but {TLS}")),
+        None => Ok(()),
+    }
 }
 
 #[cfg(test)]
