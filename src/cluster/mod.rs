@@ -44,7 +44,6 @@ pub use reconfigure::{
 };
 pub use v2_store::v2_store_json;
 pub use version::{
-    CLUSTER_VERSION_MIN, DowngradeError, SERVER_VERSION, Version, VersionError, Versions,
-    downgrade_is_finished, is_capable, next_cluster_version, parse_downgrade_target,
-    peers_are_compatible, validate_downgrade,
+    CLUSTER_VERSION_MIN, SERVER_VERSION, Version, VersionError, Versions, downgrade_is_finished,
+    next_cluster_version,
 };

@@ -79,17 +79,6 @@ impl Versions {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct VersionError(String);
 
-/// Why a downgrade may not start.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum DowngradeError {
-    /// The cluster has no version yet.
-    ClusterVersionUnknown,
-    /// The target is not exactly one minor version below the cluster's.
-    InvalidTarget,
-    /// A downgrade is under way.
-    InProgress,
-}
-
 impl Version {
     /// The version `major.minor.patch`.
     #[must_use]
@@ -154,17 +143,6 @@ impl FromStr for Version {
     }
 }
 
-/// Reads the target of a downgrade: `X.Y` or `X.Y.Z`, whose patch is dropped.
-///
-/// # Errors
-/// - [`VersionError`] if it is neither.
-pub fn parse_downgrade_target(text: &str) -> Result<Version, VersionError> {
-    let parsed = text.parse::<Version>().or_else(|error| {
-        if text.split('.').count() == 2 { format!("{text}.0").parse() } else { Err(error) }
-    });
-    parsed.map(Version::without_patch).map_err(|_of_a_part| VersionError(text.to_owned()))
-}
-
 /// The cluster version that the leader should propose now, if any.
 ///
 /// `members` are the server versions of all members, `None` for one that did not answer. A new
@@ -196,49 +174,10 @@ pub fn downgrade_is_finished(target: Version, members: &[Option<Version>]) -> bo
     members.iter().all(|version| version.map(Version::without_patch) == Some(target))
 }
 
-/// Whether a downgrade to `target` may start.
-///
-/// # Errors
-/// - [`DowngradeError::ClusterVersionUnknown`] before the first cluster version.
-/// - [`DowngradeError::InvalidTarget`] unless `target` is one minor version lower.
-/// - [`DowngradeError::InProgress`] if one is enabled.
-pub fn validate_downgrade(
-    cluster: Option<Version>,
-    target: Version,
-    downgrade: Option<&Downgrade>,
-) -> Result<(), DowngradeError> {
-    let cluster = cluster.ok_or(DowngradeError::ClusterVersionUnknown)?;
-    if !cluster.allows_downgrade_to(target) {
-        return Err(DowngradeError::InvalidTarget);
-    }
-    if downgrade.is_some_and(|downgrade| downgrade.enabled) {
-        return Err(DowngradeError::InProgress);
-    }
-    Ok(())
-}
-
-/// Whether a cluster of this version is one whose services this server knows. A cluster without a
-/// version yet is.
-///
-/// Source: etcd knows the versions 3.0.0 to 3.7.0 by name and serves nothing in any other.
-#[must_use]
-pub fn is_capable(cluster: Option<Version>) -> bool {
-    cluster.is_none_or(|version| {
-        version.patch == 0 && CLUSTER_VERSION_MIN <= version && version.is_supported_cluster()
-    })
-}
-
-/// Whether two servers may talk as peers: neither is older than what the other one supports.
-#[must_use]
-pub fn peers_are_compatible(remote_server: Version, remote_cluster_min: Version) -> bool {
-    CLUSTER_VERSION_MIN <= remote_server && remote_cluster_min <= SERVER_VERSION
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    const V35: Version = Version::new(3, 5, 0);
     const V36: Version = Version::new(3, 6, 0);
     const V37: Version = Version::new(3, 7, 0);
 
@@ -264,9 +203,6 @@ mod tests {
         for bad in ["", "3", "3.7", "3.7.0.1", "3.x.0", "v3.7.0", "3..0"] {
             assert!(bad.parse::<Version>().is_err(), "{bad:?} was read as a version");
         }
-        assert_eq!(parse_downgrade_target("3.6"), Ok(V36));
-        assert_eq!(parse_downgrade_target("3.6.9"), Ok(V36));
-        assert!(parse_downgrade_target("3").is_err());
     }
 
     #[test]
@@ -288,33 +224,5 @@ mod tests {
         assert_eq!(next_cluster_version(Some(V37), &[new], Some(&downgrade("3.5.0"))), None);
         assert!(downgrade_is_finished(V36, &[Some(Version::new(3, 6, 9))]));
         assert!(!downgrade_is_finished(V36, &[Some(V36), None]));
-    }
-
-    #[test]
-    fn downgrade_goes_down_one_minor_version_once_at_a_time() {
-        assert_eq!(validate_downgrade(Some(V37), V36, None), Ok(()));
-        let running = downgrade("3.6.0");
-        let refusals = [
-            (None, V36, None, DowngradeError::ClusterVersionUnknown),
-            (Some(V37), V35, None, DowngradeError::InvalidTarget),
-            (Some(V37), V37, None, DowngradeError::InvalidTarget),
-            (Some(V37), V36, Some(&running), DowngradeError::InProgress),
-        ];
-        for (cluster, target, running, error) in refusals {
-            assert_eq!(validate_downgrade(cluster, target, running), Err(error));
-        }
-    }
-
-    #[test]
-    fn services_run_in_clusters_of_known_versions() {
-        for capable in [None, Some(CLUSTER_VERSION_MIN), Some(V37)] {
-            assert!(is_capable(capable), "{capable:?} should be served");
-        }
-        for unknown in [Version::new(3, 8, 0), Version::new(2, 3, 0), SERVER_VERSION] {
-            assert!(!is_capable(Some(unknown)), "{unknown} should not be served");
-        }
-        assert!(peers_are_compatible(V35, CLUSTER_VERSION_MIN));
-        assert!(!peers_are_compatible(Version::new(2, 3, 0), CLUSTER_VERSION_MIN));
-        assert!(!peers_are_compatible(V37, Version::new(3, 8, 0)));
     }
 }

@@ -95,12 +95,6 @@ impl Progress {
         self.is_learner
     }
 
-    /// Whether the member answered within the last election timeout.
-    #[must_use]
-    pub const fn is_recently_active(&self) -> bool {
-        self.recently_active
-    }
-
     /// Starts over from the last match, or from the snapshot that was just sent.
     pub(super) fn become_probe(&mut self) {
         let after_snapshot = match self.state {

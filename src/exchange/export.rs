@@ -15,14 +15,6 @@ use crate::{
     storage::{Reader, Table, keys},
 };
 
-/// The exact length of the file that [`export`] would write, in bytes.
-///
-/// # Errors
-/// As [`export`].
-pub fn export_bytes(reader: &Reader<'_>) -> Result<u64, ExchangeError> {
-    plan(reader).map(|plan| plan.bytes_total())
-}
-
 /// Writes everything that `reader` sees as an etcd database file. `begin` is told its exact length
 /// before the first byte.
 ///

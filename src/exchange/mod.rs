@@ -49,6 +49,6 @@ pub use conf_state::conf_state_json;
 pub use digest::{DIGEST_BYTES, Digest, Trailer, has_trailer};
 pub use error::ExchangeError;
 pub use etcd_file::EtcdFile;
-pub use export::{export, export_bytes};
+pub use export::export;
 pub use hash::hash_backend;
 pub use import::{Imported, import, import_into};

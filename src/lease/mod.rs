@@ -45,9 +45,6 @@ pub const TTL_SECONDS_MAX: i64 = 9_000_000_000;
 /// How often the leader records the remaining time of a long lease.
 pub const CHECKPOINT_INTERVAL: Duration = Duration::from_secs(300);
 
-/// Remaining times that one entry records at most.
-pub const CHECKPOINTS_PER_ENTRY_MAX: usize = 1000;
-
 /// The shortest TTL that is granted, in whole seconds: one and a half elections, so that a change
 /// of leadership does not cost a lease.
 ///

@@ -20,7 +20,6 @@ use super::{
     range::{Content, RangeOptions},
     rows::{Damage, RowScan, RowSource, StoredCompactions, StoredRow, Wanted},
     store::Store,
-    stream::RangeStream,
     version::KeyVersion,
     view::{ReadError, View},
 };
@@ -541,21 +540,7 @@ impl Pair {
                 assert_eq!(page.count, answer.count, "{range:?} at {at} limit {limit}");
                 assert_eq!(page.more, shown < rows.len());
             }
-            self.check_stream(view, &options, &rows);
         }
-    }
-
-    fn check_stream(&self, view: &View, options: &RangeOptions, rows: &[Bytes]) {
-        let mut stream = RangeStream::new(options.clone(), 64);
-        let mut streamed = Vec::new();
-        while let Some(chunk) = stream.next(view).expect("readable") {
-            streamed.extend(chunk.rows);
-            if let Some(end) = chunk.end {
-                assert_eq!(end.count, i64::try_from(rows.len()).expect("small"));
-                assert!(!end.more && end.revision == view.revision());
-            }
-        }
-        assert_eq!(streamed, rows, "streamed {options:?}");
     }
 
     /// Old events are what happened; those that a compaction dropped may be missing.

@@ -238,11 +238,6 @@ impl Ring {
         self.bytes_max = bytes_max;
     }
 
-    /// What the rows occupy, in bytes.
-    pub(super) const fn bytes(&self) -> usize {
-        self.bytes
-    }
-
     pub(super) fn push(&mut self, row: Row) {
         let last = self.view.last().map(|row| row.revision);
         assert!(last < Some(row.revision), "row {:?} after {last:?}", row.revision);

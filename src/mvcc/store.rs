@@ -97,12 +97,6 @@ impl Store {
         self.ring.set_stored(upto);
     }
 
-    /// What the rows in memory occupy, in bytes.
-    #[must_use]
-    pub const fn row_bytes(&self) -> usize {
-        self.ring.bytes()
-    }
-
     /// Makes everything before `revision` unreadable, except for the state at it. Memory and
     /// disk are freed by [`Store::compaction_step`].
     ///

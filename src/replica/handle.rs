@@ -426,12 +426,6 @@ impl Handle {
         &self.0.watch
     }
 
-    /// How many callers wait for an outcome.
-    #[must_use]
-    pub fn proposals_pending(&self) -> usize {
-        self.0.shared.pending.len()
-    }
-
     /// Whether the member is on its way out.
     #[must_use]
     pub fn stopping(&self) -> bool {

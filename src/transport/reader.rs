@@ -191,7 +191,7 @@ impl Reader {
         let mut connection = dial::connect(url, SILENCE_MAX).await?;
         let answer = timeout(SILENCE_MAX, connection.requests.send_request(request)).await;
         let answer = answer.map_err(|_elapsed| PeerError::TimedOut)??;
-        if !version::offers_stream(settings.server_version, answer.headers(), self.kind) {
+        if !version::offers_stream(settings.server_version, answer.headers()) {
             return Err(PeerError::UnsupportedStream);
         }
         match answer.status() {

@@ -7,8 +7,6 @@
 
 use http::HeaderMap;
 
-use super::kind::StreamKind;
-
 /// The oldest cluster version that this server can be in.
 ///
 /// Source: etcd `api/version/version.go`.
@@ -50,9 +48,9 @@ pub(super) fn is_compatible(local: &str, headers: &HeaderMap) -> bool {
     }
 }
 
-/// Whether the peer whose answer has these headers offers streams of this kind to a server of
-/// version `local`. Both kinds have come together.
-pub(super) fn offers_stream(local: &str, headers: &HeaderMap, _kind: StreamKind) -> bool {
+/// Whether the peer whose answer has these headers offers streams to a server of
+/// version `local`; both kinds have come together.
+pub(super) fn offers_stream(local: &str, headers: &HeaderMap) -> bool {
     let local = Minor::parse(local).expect("our own version is one");
     Minor::of(headers, "X-Server-Version").is_some_and(|remote| {
         local <= remote || Minor(2, 1) <= remote && (remote <= Minor(2, 3) || Minor(3, 0) <= remote)
@@ -83,8 +81,8 @@ mod tests {
 
     #[test]
     fn a_peer_without_a_version_offers_no_streams() {
-        assert!(offers_stream("3.7.1", &headers("3.4.0", ""), StreamKind::Append));
-        assert!(offers_stream("3.7.1", &headers("3.8.0", ""), StreamKind::Append));
-        assert!(!offers_stream("3.7.1", &HeaderMap::new(), StreamKind::Append));
+        assert!(offers_stream("3.7.1", &headers("3.4.0", "")));
+        assert!(offers_stream("3.7.1", &headers("3.8.0", "")));
+        assert!(!offers_stream("3.7.1", &HeaderMap::new()));
     }
 }

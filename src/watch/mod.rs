@@ -53,6 +53,3 @@ pub fn register_metrics() {
     link::register_metrics();
     thread::register_metrics();
 }
-
-/// The watch service of a member.
-pub type WatchHandle = thread::Handle<crate::mvcc::View>;
