@@ -11,9 +11,10 @@ use tokio::sync::mpsc;
 
 use super::{ExchangeError, export};
 use crate::{
+    base::clock::Clock,
     model::{LogIndex, Term},
     storage::{
-        Backend, Reader, Table, keys,
+        Backend, Reader, Table, backup_took, keys,
         tables::{CONF_STATE, STORAGE_VERSION, TERM},
     },
 };
@@ -65,7 +66,11 @@ pub struct Gone;
 
 /// As [`run_backup`], to anybody who takes parts; `take` may block.
 pub fn give_backup(backend: &Backend, take: &mut Taker<'_>) {
-    match send(backend, take) {
+    let clock = Clock::system();
+    let began = clock.now();
+    let sent = send(backend, take);
+    backup_took(clock.now() - began);
+    match sent {
         // A receiver that left needs no message.
         Ok(()) | Err(ExchangeError::Receiver(_)) => {}
         Err(error) => drop(take(Part::Failed(error))),

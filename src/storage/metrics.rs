@@ -95,30 +95,6 @@ pub fn backup_took(took: Duration) {
     BACKUP_SECONDS.observe(took.as_secs_f64());
 }
 
-static SNAP_DB_FSYNC_SECONDS: LazyLock<Histogram> = LazyLock::new(|| {
-    histogram(
-        "etcd_snap_db_fsync_duration_seconds",
-        "The latency distributions of fsyncing .snap.db file",
-        0.001,
-        14,
-    )
-});
-
-static SNAP_DB_SAVE_SECONDS: LazyLock<Histogram> = LazyLock::new(|| {
-    histogram(
-        "etcd_snap_db_save_total_duration_seconds",
-        "The total latency distributions of v3 snapshot save",
-        0.1,
-        10,
-    )
-});
-
-/// Notes how long it took to receive a database from another member, and the sync at its end.
-pub fn database_received(total: Duration, sync: Duration) {
-    SNAP_DB_SAVE_SECONDS.observe(total.as_secs_f64());
-    SNAP_DB_FSYNC_SECONDS.observe(sync.as_secs_f64());
-}
-
 pub(super) static DEFRAGMENTING: LazyLock<IntGauge> = LazyLock::new(|| {
     gauge(
         "etcd_disk_defrag_inflight",
@@ -247,8 +223,6 @@ pub fn register_metrics() {
         &COMMIT_REBALANCE_SECONDS,
         &COMMIT_SPILL_SECONDS,
         &BACKUP_SECONDS,
-        &SNAP_DB_FSYNC_SECONDS,
-        &SNAP_DB_SAVE_SECONDS,
         &SNAP_MARSHAL_SECONDS,
         &SNAP_SAVE_SECONDS,
         &SNAP_FSYNC_SECONDS,

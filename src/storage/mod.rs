@@ -44,7 +44,7 @@ pub use environment::Sizes;
 pub use error::{BackendError, Fault, Place};
 pub use flusher::{FlushBatch, FlushJob, FlusherHandle};
 pub use install::received_dir;
-pub use metrics::{backup_took, database_received, register_metrics};
+pub use metrics::{backup_took, register_metrics};
 pub use records::RowRef;
 pub use survey::Survey;
 pub use tables::{Table, TableWrite};

@@ -2,14 +2,14 @@
 //!
 //! Decides nothing; names, labels and buckets are etcd's.
 //!
-//! Source: etcd `server/etcdserver/api/rafthttp/metrics.go`.
+//! Source: etcd `server/etcdserver/api/rafthttp/metrics.go`, `server/etcdserver/api/snap/metrics.go`.
 
 use std::{net::SocketAddr, sync::LazyLock};
 
 use crate::{
     base::metrics::{
         Histogram, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, counters,
-        gauges, histograms,
+        gauges, histogram, histograms,
     },
     model::MemberId,
 };
@@ -125,6 +125,23 @@ static ROUND_TRIP_SECONDS: LazyLock<HistogramVec> = LazyLock::new(|| {
         &["To"],
     )
 });
+pub(super) static SNAP_DB_FSYNC_SECONDS: LazyLock<Histogram> = LazyLock::new(|| {
+    histogram(
+        "etcd_snap_db_fsync_duration_seconds",
+        "The latency distributions of fsyncing .snap.db file",
+        0.001,
+        14,
+    )
+});
+
+pub(super) static SNAP_DB_SAVE_SECONDS: LazyLock<Histogram> = LazyLock::new(|| {
+    histogram(
+        "etcd_snap_db_save_total_duration_seconds",
+        "The total latency distributions of v3 snapshot save",
+        0.1,
+        10,
+    )
+});
 
 /// Makes every family known. A series appears with its first peer.
 pub fn register_metrics() {
@@ -146,6 +163,9 @@ pub fn register_metrics() {
     }
     for histograms in [&SNAPSHOT_SEND_SECONDS, &SNAPSHOT_RECEIVE_SECONDS, &ROUND_TRIP_SECONDS] {
         LazyLock::force(histograms);
+    }
+    for histogram in [&SNAP_DB_FSYNC_SECONDS, &SNAP_DB_SAVE_SECONDS] {
+        LazyLock::force(histogram);
     }
 }
 

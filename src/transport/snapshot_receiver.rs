@@ -190,8 +190,8 @@ async fn save(
     input: BytesMut,
 ) -> Result<u64, String> {
     let _place = shared.room_for_snapshots.try_acquire().map_err(|error| error.to_string())?;
-    let spool =
-        Spool::start(shared.local().snapshot_path(index)).map_err(|error| error.to_string())?;
+    let path = shared.local().snapshot_path(index);
+    let spool = Spool::start(path, shared.clock.clone()).map_err(|error| error.to_string())?;
     if !input.is_empty() {
         spool.write(input.freeze()).await;
     }

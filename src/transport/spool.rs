@@ -16,7 +16,9 @@ use std::{
 use bytes::Bytes;
 use tokio::sync::{mpsc, oneshot};
 
+use super::metrics;
 use crate::base::{
+    clock::Clock,
     file::Disk,
     thread::{self, Priority},
 };
@@ -49,11 +51,13 @@ impl Spool {
     ///
     /// # Errors
     /// If the system refuses a thread.
-    pub(super) fn start(path: PathBuf) -> io::Result<Self> {
+    pub(super) fn start(path: PathBuf, clock: Clock) -> io::Result<Self> {
         let (parts, receiver) = mpsc::channel(PARTS_MAX);
         let (report, done) = oneshot::channel();
         thread::spawn("snapshot-in", Priority::Normal, move || {
-            let written = write(&path, receiver);
+            let began = clock.now();
+            let written = write(&path, receiver, &clock);
+            metrics::SNAP_DB_SAVE_SECONDS.observe((clock.now() - began).as_secs_f64());
             // Whoever asked may have gone, and with it the file.
             report.send(written).ok();
         })?;
@@ -76,10 +80,10 @@ impl Spool {
     }
 }
 
-fn write(path: &Path, parts: mpsc::Receiver<Part>) -> io::Result<u64> {
+fn write(path: &Path, parts: mpsc::Receiver<Part>, clock: &Clock) -> io::Result<u64> {
     let disk = Disk::system();
     let temporary = temporary(path);
-    let written = write_temporary(&disk, &temporary, parts).and_then(|bytes| {
+    let written = write_temporary(&disk, &temporary, parts, clock).and_then(|bytes| {
         // A database of this index that came before is as good, and may be in use.
         if path.exists() {
             disk.remove(&temporary)?;
@@ -99,6 +103,7 @@ fn write_temporary(
     disk: &Disk,
     temporary: &Path,
     mut parts: mpsc::Receiver<Part>,
+    clock: &Clock,
 ) -> io::Result<u64> {
     let file = disk.create(temporary)?;
     let (mut offset, mut synced) = (0, 0);
@@ -113,7 +118,9 @@ fn write_temporary(
                 }
             }
             Some(Part::End) => {
+                let written = clock.now();
                 file.sync()?;
+                metrics::SNAP_DB_FSYNC_SECONDS.observe((clock.now() - written).as_secs_f64());
                 return Ok(offset);
             }
             None => return Err(io::ErrorKind::UnexpectedEof.into()),

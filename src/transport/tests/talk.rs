@@ -10,7 +10,7 @@ use super::fake::{Member, eventually, group};
 use crate::{
     consensus::SnapshotReport,
     model::MemberId,
-    transport::{SnapshotBody, SnapshotReceiver},
+    transport::{SnapshotBody, SnapshotReceiver, metrics},
 };
 
 /// Waits until `one` can send to `other` over both streams.
@@ -107,6 +107,11 @@ fn files(of: &Member) -> Vec<String> {
 #[test]
 fn a_snapshot_arrives_whole_before_its_message() {
     let [one, two] = group::<2>();
+    let measured = || {
+        [&metrics::SNAP_DB_SAVE_SECONDS, &metrics::SNAP_DB_FSYNC_SECONDS]
+            .map(|it| it.get_sample_count())
+    };
+    let before = measured();
     let database: Vec<Bytes> =
         (0..100_u8).map(|number| Bytes::from(vec![number; 50_000])).collect();
     let body = SnapshotBody {
@@ -119,6 +124,8 @@ fn a_snapshot_arrives_whole_before_its_message() {
     let file = two.ears.directory.path().join("000000000000004d.snap.db");
     let saved = std::fs::read(file).expect("a file");
     assert_eq!(saved, database.concat(), "the file differs");
+    let after = measured();
+    assert!(before[0] < after[0] && before[1] < after[1], "{before:?}, then {after:?}");
     assert_eq!(report(&one), SnapshotReport::Sent);
     assert_eq!(files(&two).len(), 1);
 }
