@@ -2,6 +2,8 @@
 #![expect(clippy::unwrap_used, reason = "a failed step of a test ends it")]
 #![expect(clippy::disallowed_methods, reason = "servers under test run on real time")]
 
+use std::time::{Duration, Instant};
+
 use oxetcd_compat_tests::{
     group::{Group, until},
     server::Kind,
@@ -43,6 +45,47 @@ fn three_official_members_are_what_the_checks_expect() {
 #[test]
 fn three_members_of_ours_form_a_cluster() {
     found_and_write(&[OURS, OURS, OURS]);
+}
+
+/// What a follower logs when it knows that its leader's process has ended.
+const LEADER_GONE: &str = "its process has ended";
+
+fn logs(group: &Group, text: &str) -> usize {
+    let logs = group.members().iter().map(|one| std::fs::read_to_string(one.log_path()).unwrap());
+    logs.filter(|log| log.contains(text)).count()
+}
+
+#[test]
+fn leader_whose_process_is_gone_is_not_waited_for() {
+    let timeout = Duration::from_secs(10);
+    let flag = format!("--election-timeout={}", timeout.as_millis());
+    let Some(mut group) = Group::start(&[OURS; 3], &[&flag]).unwrap() else { return };
+    let leader = group.leader().unwrap();
+    group.ctl(&["put", "before", "x"]).unwrap();
+    group.member(leader).kill();
+    let killed = Instant::now();
+    assert_ne!(group.leader().unwrap(), leader);
+    // etcd's members wait at least for this.
+    assert!(killed.elapsed() < timeout, "elected after {:?}", killed.elapsed());
+    assert_eq!(logs(&group, LEADER_GONE), 2, "both followers noticed");
+    assert_eq!(group.ctl(&["put", "after", "y"]).unwrap(), "OK\n");
+    group.resume().unwrap();
+    group.agree().unwrap();
+}
+
+#[test]
+fn leader_that_stands_still_is_waited_for() {
+    let Some(mut group) = Group::start(&[OURS; 3], &[]).unwrap() else { return };
+    let leader = group.leader().unwrap();
+    group.member(leader).sleep().unwrap();
+    let others = [(leader + 1) % 3, (leader + 2) % 3];
+    let asleep = group.status(others[0]).unwrap().leader;
+    until("another one leads", || Ok(![0, asleep].contains(&group.status(others[0])?.leader)))
+        .unwrap();
+    assert_eq!(logs(&group, LEADER_GONE), 0, "it might be alive");
+    group.member(leader).wake().unwrap();
+    group.agree().unwrap();
+    assert_eq!(logs(&group, LEADER_GONE), 0);
 }
 
 #[test]
@@ -431,7 +474,7 @@ fn a_leader_that_slept_ends_no_lease() {
     let lease = lease.split(' ').nth(1).unwrap().to_owned();
     group.ctl_at(awake[0], &["put", "leased", "x", &format!("--lease={lease}")]).unwrap();
     group.member(sleeper).sleep().unwrap();
-    let slept = std::time::Instant::now();
+    let slept = Instant::now();
     until("the others have a leader", || {
         Ok(awake
             .iter()
@@ -441,16 +484,16 @@ fn a_leader_that_slept_ends_no_lease() {
     until("the lease would have ended without renewals", || {
         let kept = group.ctl_at(awake[0], &["lease", "keep-alive", "--once", &lease])?;
         assert!(kept.contains("keepalived"), "{kept}");
-        Ok(std::time::Duration::from_secs(8) < slept.elapsed())
+        Ok(Duration::from_secs(8) < slept.elapsed())
     })
     .unwrap();
     group.member(sleeper).wake().unwrap();
-    let woken = std::time::Instant::now();
+    let woken = Instant::now();
     until("the sleeper had its chance", || {
         // Asked of the sleeper, too, which must not renew what it does not count any more.
         let kept = group.ctl_at(sleeper, &["lease", "keep-alive", "--once", &lease])?;
         assert!(kept.contains("keepalived"), "{kept}");
-        Ok(std::time::Duration::from_secs(3) < woken.elapsed())
+        Ok(Duration::from_secs(3) < woken.elapsed())
     })
     .unwrap();
     assert_eq!(group.ctl_at(awake[0], &["get", "leased"]).unwrap(), "leased\nx\n");

@@ -46,6 +46,10 @@ impl Local for PeerSide {
         self.handle.unreachable(member);
     }
 
+    fn gone(&self, member: MemberId) {
+        self.handle.gone(member);
+    }
+
     fn snapshot_sent(&self, member: MemberId, report: SnapshotReport) {
         self.handle.snapshot_sent(member, report);
     }

@@ -25,6 +25,7 @@ impl Raft {
             Role::PreCandidate | Role::Candidate => self.become_follower(self.term, from),
             Role::Follower => {
                 self.election_elapsed = 0;
+                self.leader_gone_ticks = None;
                 self.leader = from;
             }
         }

@@ -102,6 +102,8 @@ pub struct Raft {
     /// it last checked its quorum.
     pub(super) election_elapsed: u32,
     pub(super) heartbeat_elapsed: u32,
+    /// Ticks since the leader's process is known to have ended, if it is.
+    pub(super) leader_gone_ticks: Option<u32>,
     /// This time's random timeout.
     pub(super) election_timeout: u32,
     pub(super) outgoing: Outgoing,
@@ -172,6 +174,7 @@ impl Raft {
             parked_reads: Vec::new(),
             election_elapsed: 0,
             heartbeat_elapsed: 0,
+            leader_gone_ticks: None,
             election_timeout: 0,
         };
         tracing::info!(target: "raft", "{} switched to configuration {}", raft.config.id,
@@ -487,6 +490,7 @@ impl Raft {
         self.leader = MemberId(0);
         self.election_elapsed = 0;
         self.heartbeat_elapsed = 0;
+        self.leader_gone_ticks = None;
         self.draw_election_timeout();
         self.transferee = None;
         self.votes.clear();

@@ -341,6 +341,11 @@ impl Handle {
         drop(self.0.inputs.try_send(Input::Unreachable(member)));
     }
 
+    /// Learns that the process of `member` has ended.
+    pub fn gone(&self, member: MemberId) {
+        drop(self.0.inputs.try_send(Input::LeaderGone(member)));
+    }
+
     /// Learns what became of the state that was sent to `member`.
     pub fn snapshot_sent(&self, member: MemberId, report: SnapshotReport) {
         // A replica thread that is gone needs no telling.

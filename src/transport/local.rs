@@ -22,6 +22,10 @@ pub trait Local: fmt::Debug + Send + Sync + 'static {
     /// A message to `member` was dropped, or its connections are gone.
     fn unreachable(&self, member: MemberId);
 
+    /// The process of `member` has ended: what this member received from it ended, and nobody
+    /// listens where it did. Told once, until it is received from again.
+    fn gone(&self, member: MemberId);
+
     /// What became of a snapshot that was sent to `member`.
     fn snapshot_sent(&self, member: MemberId, report: SnapshotReport);
 

@@ -41,6 +41,7 @@ mod kind;
 mod lanes;
 mod peer;
 mod picker;
+mod presence;
 mod status;
 
 mod codec;

@@ -6,7 +6,9 @@
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use super::{kind::StreamKind, lanes::Lanes, metrics, picker::Picker, status::Status};
+use super::{
+    kind::StreamKind, lanes::Lanes, metrics, picker::Picker, presence::Presence, status::Status,
+};
 use crate::{base::metrics::IntCounter, model::MemberId};
 
 /// What a peer is to this member.
@@ -26,6 +28,7 @@ pub(super) struct Peer {
     pub(super) standing: Standing,
     pub(super) picker: Picker,
     pub(super) status: Status,
+    pub(super) presence: Presence,
     pub(super) lanes: Lanes,
     /// Cancelled when it is not a peer any more.
     pub(super) over: CancellationToken,
@@ -46,6 +49,7 @@ impl Peer {
             standing,
             picker: Picker::new(urls),
             status: Status::new(local, id),
+            presence: Presence::default(),
             lanes: Lanes::new(),
             over,
             sent_bytes: metrics::sent_bytes(id),

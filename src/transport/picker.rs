@@ -37,6 +37,11 @@ impl Picker {
         state.urls.get(state.picked).cloned().unwrap_or_default()
     }
 
+    /// How many URLs there are.
+    pub(super) fn count(&self) -> usize {
+        self.lock().urls.len()
+    }
+
     /// Goes on to the next URL, unless that was done already.
     pub(super) fn unreachable(&self, url: &str) {
         let mut state = self.lock();

@@ -106,7 +106,9 @@ impl Reader {
             "remote-peer-id" = %remote,
             "established TCP streaming connection with remote peer"
         );
+        let attached = self.peer.presence.attach();
         let over = self.read(stream).await;
+        drop(attached);
         warn!(
             "stream-reader-type" = %self.kind,
             "local-member-id" = %local,
@@ -169,8 +171,11 @@ impl Reader {
     async fn dial(&self) -> Result<Stream, PeerError> {
         let url = self.peer.picker.pick();
         let dialled = self.dial_at(&url).await;
-        if dialled.is_err() {
+        if let Err(error) = &dialled {
             self.peer.picker.unreachable(&url);
+            if self.peer.presence.failed(&url, error, self.peer.picker.count()) {
+                self.shared.local().gone(self.peer.id);
+            }
         }
         dialled
     }

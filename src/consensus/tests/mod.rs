@@ -2,6 +2,7 @@
 
 mod chaos;
 mod cluster;
+mod gone;
 mod interaction;
 mod pure;
 mod random_scripts;

@@ -31,6 +31,8 @@ pub enum Input {
     Peer(Box<Message>),
     /// A message to this member did not get through.
     Unreachable(MemberId),
+    /// The process of this member has ended.
+    LeaderGone(MemberId),
     /// What became of the state that was sent to this member.
     SnapshotSent(MemberId, SnapshotReport),
     /// The log thread made every batch up to this one durable.

@@ -178,6 +178,7 @@ impl Core {
             Input::AskProgress(member, ProgressReply(reply)) => reply(self.progress_of(member)),
             Input::Peer(message) => self.take_message(*message),
             Input::Unreachable(member) => self.raft.report_unreachable(member),
+            Input::LeaderGone(member) => self.raft.report_gone(member),
             Input::SnapshotSent(member, report) => self.raft.report_snapshot(member, report),
             Input::Persisted(number) => self.persisted(number),
             Input::ConfChange { index, change, id, outcome } => {

@@ -38,6 +38,8 @@ pub(super) struct Counts {
     pub(super) installed: u64,
     pub(super) members_changed: u64,
     pub(super) transfers: u64,
+    /// Members that were said to be gone and were not.
+    pub(super) obituaries: u64,
     pub(super) committed: u64,
     /// Comparisons of the real state machine with the simulated one.
     pub(super) compared: u64,

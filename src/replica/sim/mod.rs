@@ -98,6 +98,8 @@ struct Weather {
     pauses: bool,
     members: bool,
     transfers: bool,
+    /// Members hear that a process has ended, also of one that has not.
+    obituaries: bool,
     slow_disk: bool,
     slow_apply: bool,
 }
@@ -118,6 +120,7 @@ impl Plan {
             pauses: one_in(2),
             members: one_in(2),
             transfers: one_in(2),
+            obituaries: !one_in(4),
             slow_disk: one_in(3),
             slow_apply: one_in(3),
         };

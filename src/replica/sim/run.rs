@@ -13,7 +13,7 @@ use super::{Bug, checks::Counts, world::World};
 /// Seeds of every run of the tests, in two halves that run side by side.
 const SEEDS: u64 = 240;
 /// Seeds within which a planted bug must be found.
-const SEEDS_FOR_A_BUG: u64 = 200;
+const SEEDS_FOR_A_BUG: u64 = 400;
 
 /// Events of a failed run that are shown; all of them with `SEED`.
 const TRACE_LINES: usize = 80;
@@ -64,6 +64,7 @@ fn add(total: &mut Counts, one: Counts) {
     total.installed += one.installed;
     total.members_changed += one.members_changed;
     total.transfers += one.transfers;
+    total.obituaries += one.obituaries;
     total.committed += one.committed;
     total.compared += one.compared;
 }
@@ -84,9 +85,19 @@ fn run_all(seeds: impl Iterator<Item = u64>) -> (Counts, Vec<String>) {
 fn check_seeds(seeds: impl Iterator<Item = u64>) {
     let (total, failures) = run_all(seeds);
     assert!(failures.is_empty(), "{} seeds failed\n{}", failures.len(), failures[0]);
-    let Counts { reads, writes, crashes, installed, members_changed, elections, compared, .. } =
-        total;
-    let least = [reads, writes, crashes, installed, members_changed, elections, compared];
+    let Counts {
+        reads,
+        writes,
+        crashes,
+        installed,
+        members_changed,
+        elections,
+        compared,
+        obituaries,
+        ..
+    } = total;
+    let least =
+        [reads, writes, crashes, installed, members_changed, elections, compared, obituaries];
     assert!(least.iter().all(|count| 50 < *count), "little happened: {total:?}");
 }
 

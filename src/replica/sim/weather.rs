@@ -25,9 +25,17 @@ impl World {
         }
         let at = self.now + 1 + self.random.below(16 * TICK);
         self.schedule(at, Event::Weather);
-        let Weather { crashes, torn_writes, partitions, pauses, members, transfers, .. } =
-            self.plan.weather;
-        match self.random.below(20) {
+        let Weather {
+            crashes,
+            torn_writes,
+            partitions,
+            pauses,
+            members,
+            transfers,
+            obituaries,
+            ..
+        } = self.plan.weather;
+        match self.random.below(24) {
             0..5 if crashes => self.crash_one(),
             5 if crashes => self.crash_all(),
             6..9 if torn_writes => self.tear_a_write(),
@@ -35,6 +43,7 @@ impl World {
             13..15 if pauses => self.pause(),
             15..18 if members => self.change_members(),
             18..20 if transfers => self.hand_over(),
+            20..24 if obituaries => self.mourn_the_living(),
             _ => {}
         }
     }
@@ -152,6 +161,36 @@ impl World {
         self.note(mix(23, to.0), || format!("{leader} is to hand over to {to}"));
         self.checks.counts.transfers += 1;
         self.ask(leader, Input::TransferLeader(to));
+    }
+
+    /// A member hears that another one's process has ended, most often its leader's. It has not, or
+    /// has and runs again.
+    fn mourn_the_living(&mut self) {
+        let (Some(mourner), Some(gone)) = (self.any_up(), self.victim()) else { return };
+        let led_by = self.nodes[&mourner].running.as_ref().map(|one| one.core.raft().leader());
+        let gone = led_by.filter(|leader| leader.0 != 0).unwrap_or(gone);
+        self.note(mix(25, mourner.0), || format!("{mourner} hears wrongly that {gone} is gone"));
+        self.checks.counts.obituaries += 1;
+        self.ask(mourner, Input::LeaderGone(gone));
+    }
+
+    /// The others hear, sooner or later, that a process has ended.
+    pub(super) fn announce_end(&mut self, gone: MemberId) {
+        if !self.plan.weather.obituaries {
+            return;
+        }
+        let others: Vec<(MemberId, u64)> = self
+            .nodes
+            .values()
+            .filter(|node| node.id != gone && node.running.is_some())
+            .map(|node| (node.id, node.life))
+            .collect();
+        for (id, life) in others {
+            if self.random.below(4) != 0 {
+                let at = self.now + self.random.below(3 * TICK);
+                self.schedule(at, Event::Gone(id, life, gone));
+            }
+        }
     }
 
     fn ask(&mut self, id: MemberId, input: Input) {

@@ -46,6 +46,8 @@ pub(super) enum Event {
     /// The sender hears what became of a state.
     Sent(MemberId, u64, MemberId, SnapshotReport),
     Unreachable(MemberId, u64, MemberId),
+    /// A member hears that the process of another one has ended.
+    Gone(MemberId, u64, MemberId),
     Client(usize),
     Start(MemberId, Vec<MemberId>),
     Restart(MemberId, u64),
@@ -191,6 +193,7 @@ impl World {
                 self.tell(id, life, Input::SnapshotSent(to, report));
             }
             Event::Unreachable(id, life, to) => self.tell(id, life, Input::Unreachable(to)),
+            Event::Gone(id, life, gone) => self.tell(id, life, Input::LeaderGone(gone)),
             Event::Client(client) => self.client(client),
             Event::Start(id, peers) => self.start(id, &peers),
             Event::Restart(id, life) => self.restart(id, life),
@@ -511,6 +514,7 @@ impl World {
         self.note(mix(5, id.0), || format!("{id} crashes"));
         self.checks.counts.crashes += 1;
         self.take_down(id);
+        self.announce_end(id);
         let is_short = self.random.below(2) == 0;
         let away = if is_short { self.random.below(TICK) } else { self.random.below(60 * TICK) };
         let life = self.nodes[&id].life;

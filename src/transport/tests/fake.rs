@@ -34,6 +34,7 @@ pub(super) const CLUSTER: ClusterId = ClusterId(0xc1);
 pub(super) struct Heard {
     pub(super) messages: Vec<Message>,
     pub(super) unreachable: BTreeSet<MemberId>,
+    pub(super) gone: Vec<MemberId>,
     pub(super) snapshots: Vec<(MemberId, SnapshotReport)>,
     pub(super) calls: Vec<PeerCall>,
     pub(super) removed: bool,
@@ -96,6 +97,10 @@ impl Local for Ears {
 
     fn unreachable(&self, member: MemberId) {
         self.hear(|heard| heard.unreachable.extend([member]));
+    }
+
+    fn gone(&self, member: MemberId) {
+        self.hear(|heard| heard.gone.push(member));
     }
 
     fn snapshot_sent(&self, member: MemberId, report: SnapshotReport) {

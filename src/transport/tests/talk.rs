@@ -6,7 +6,7 @@ use bytes::Bytes;
 use proto::raftpb::{Entry, Message, MessageType, Snapshot, SnapshotMetadata};
 use tokio::sync::mpsc;
 
-use super::fake::{Member, eventually, group};
+use super::fake::{CLUSTER, Member, eventually, group};
 use crate::{
     consensus::SnapshotReport,
     model::MemberId,
@@ -38,6 +38,25 @@ fn three_members_exchange_messages() {
             }
         }
     }
+}
+
+#[test]
+fn end_of_a_peer_is_noticed_once() {
+    let [one, mut two] = group::<2>();
+    for member in [&one, &two] {
+        wait_for_streams(member, if member.id == one.id { &two } else { &one });
+    }
+    // Over the stream: while it is missing, messages go another way.
+    two.send(one.id, MessageType::MsgHeartbeat, 1);
+    one.expect(1);
+    assert!(one.ears.until("its ears", |heard| Some(heard.gone.clone())).is_empty());
+    two.stop();
+    one.ears.until("the end", |heard| (heard.gone == [two.id]).then_some(()));
+    let back = Member::start_at(2, two.address, CLUSTER);
+    back.know(&one);
+    back.send(one.id, MessageType::MsgHeartbeat, 2);
+    one.expect(2);
+    assert_eq!(one.ears.until("its ears", |heard| Some(heard.gone.clone())), [two.id]);
 }
 
 #[test]
@@ -167,7 +186,7 @@ fn a_member_that_comes_back_is_reached_again() {
     eventually("a lost connection", || one.transport.active_since(two.id).is_none());
     one.send(two.id, MessageType::MsgHeartbeat, 2);
     one.ears.until("a report", |heard| heard.unreachable.take(&two.id));
-    let again = Member::start_at(2, two.address, super::fake::CLUSTER);
+    let again = Member::start_at(2, two.address, CLUSTER);
     again.know(&one);
     eventually("a new connection", || one.transport.active_since(two.id).is_some());
     one.send(two.id, MessageType::MsgHeartbeat, 3);
