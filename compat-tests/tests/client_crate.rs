@@ -1,11 +1,17 @@
 //! The `etcd-client` crate against both servers: what its users do, end to end.
 #![expect(clippy::unwrap_used, reason = "a check that cannot go on has failed")]
 
+use std::time::{Duration, Instant};
+
 use etcd_client::{
     AlarmAction, AlarmType, Client, Compare, CompareOp, DeleteOptions, EventType, GetOptions,
     LeaseTimeToLiveOptions, PutOptions, SortOrder, SortTarget, Txn, TxnOp, WatchOptions,
 };
-use oxetcd_compat_tests::server::{Kind, Server};
+use oxetcd_compat_tests::{
+    group::Group,
+    server::{Kind, Server},
+};
+use tokio::task::JoinSet;
 
 /// Runs `scenario` against both servers, or only ours where official etcd cannot be had.
 async fn on_both(scenario: impl AsyncFn(Client)) {
@@ -145,4 +151,32 @@ async fn maintenance_calls_answer() {
         assert_eq!(bytes % 512, 32, "a file of whole sectors and a SHA-256");
     })
     .await;
+}
+
+/// How long a read waits at most, of several clients that read from one follower as fast as they
+/// are answered. A read that comes during the round of others must not wait for a tick, of which
+/// there are few here.
+#[tokio::test]
+async fn reads_that_come_during_a_round_do_not_wait_for_a_heartbeat() {
+    const HEARTBEAT: Duration = Duration::from_secs(1);
+    let flags = ["--heartbeat-interval=1000", "--election-timeout=5000"];
+    let Some(mut group) = Group::start(&[Kind::Oxetcd; 3], &flags).unwrap() else { return };
+    let follower = (group.leader().unwrap() + 1) % 3;
+    let mut readers = JoinSet::new();
+    for _ in 0..16 {
+        let mut client =
+            Client::connect([group.members()[follower].endpoint()], None).await.unwrap();
+        readers.spawn(async move {
+            let mut waited = Vec::new();
+            for _ in 0..200 {
+                let asked = Instant::now();
+                client.get("k", None).await.unwrap();
+                waited.push(asked.elapsed());
+            }
+            waited
+        });
+    }
+    let waited = readers.join_all().await.concat();
+    let late = waited.iter().filter(|time| HEARTBEAT / 2 < **time).count();
+    assert!(late < 5, "{late} of {} reads took {:?} at most", waited.len(), waited.iter().max());
 }

@@ -108,7 +108,7 @@ impl ReplicaThread {
                 self.expire(now);
                 next_tick = following_tick(next_tick, self.tick, now);
             }
-            self.start_round(now);
+            self.start_round();
             self.carry_out()?;
         }
         self.shared.reads.fail_unconfirmed(&Unavailable::Stopped);
@@ -148,10 +148,13 @@ impl ReplicaThread {
         }
     }
 
-    fn start_round(&mut self, now: Duration) {
-        if let Some(context) = self.rounds.start(now, &self.shared.reads) {
+    /// Asks for a round if readers wait and none is under way; whether it did.
+    fn start_round(&mut self) -> bool {
+        let context = self.rounds.start(self.shared.clock.now(), &self.shared.reads);
+        if let Some(context) = context {
             self.core.read(context);
         }
+        context.is_some()
     }
 
     fn show_awake(&self, now: Duration) {
@@ -213,12 +216,15 @@ impl ReplicaThread {
             for effect in effects {
                 self.perform(effect);
             }
-            if self.log.waiting.is_empty() {
+            if !self.log.waiting.is_empty() {
+                let writer = self.log.here.as_mut().expect("work waits only where the writer is");
+                let core = &mut self.core;
+                writer.carry_out(&mut self.log.waiting, |report| core.handle(report))?;
+            } else if !self.start_round() {
+                // Nobody else wakes this thread for readers that came during a round that has
+                // just ended (R7).
                 return Ok(());
             }
-            let writer = self.log.here.as_mut().expect("work waits only where the writer is");
-            let core = &mut self.core;
-            writer.carry_out(&mut self.log.waiting, |report| core.handle(report))?;
         }
     }
 

@@ -6,6 +6,9 @@
 //! Invariants
 //! - R6 No two rounds share a context, whichever member starts them: a leader tells rounds apart by
 //!   nothing else.
+//! - R7 While readers wait, a round is under way: whoever takes a confirmation in starts the next
+//!   one in the same turn. Only the first waiting reader wakes the thread, and that was during the
+//!   round before.
 
 use std::time::Duration;
 

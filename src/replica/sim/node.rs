@@ -458,12 +458,20 @@ impl Running {
             self.expire(tick, around);
             self.next_tick = around.now + tick;
         }
-        let now = Duration::from_micros(around.now);
-        if let Some(context) = self.rounds.start(now, &self.reads) {
+        self.start_round(around.now);
+        self.carry_out(around);
+        while self.start_round(around.now) {
+            self.carry_out(around);
+        }
+        self.answer_readers(around);
+    }
+
+    fn start_round(&mut self, now: Micros) -> bool {
+        let context = self.rounds.start(Duration::from_micros(now), &self.reads);
+        if let Some(context) = context {
             self.core.read(context);
         }
-        self.carry_out(around);
-        self.answer_readers(around);
+        context.is_some()
     }
 
     fn take_in(&mut self, input: Input) {
