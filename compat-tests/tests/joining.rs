@@ -127,20 +127,87 @@ fn blank(log: &mut [u8]) {
     log[at..].fill(0);
 }
 
-#[test]
-fn a_founder_that_crashed_before_its_first_entries_founds_again() {
-    let Some(mut group) = Group::start(&[OURS], &[]).unwrap() else { return };
-    let before = group.status(0).unwrap().member;
-    group.member(0).kill();
+/// Leaves of a founder what official etcd leaves that crashed before its first entries.
+fn empty_log(group: &Group) {
     let member = group.members()[0].data_dir().join("member");
     fs::remove_dir_all(member.join("snap/db.lmdb")).unwrap();
     let segment = member.join("wal/0000000000000000-0000000000000000.wal");
     let mut log = fs::read(&segment).unwrap();
     blank(&mut log);
     fs::write(&segment, log).unwrap();
+}
+
+#[test]
+fn a_founder_that_crashed_before_its_first_entries_founds_again() {
+    let Some(mut group) = Group::start(&[OURS], &[]).unwrap() else { return };
+    let before = group.status(0).unwrap().member;
+    group.member(0).kill();
+    empty_log(&group);
     group.resume().unwrap();
     assert_eq!(group.status(0).unwrap().member, before);
     group.ctl(&["put", "a", "1"]).unwrap();
+}
+
+#[test]
+fn an_empty_log_is_finished_with_the_flags_of_its_first_start_only() {
+    let Some(mut group) = Group::prepare(&[OURS], &[]).unwrap() else { return };
+    group.resume().unwrap();
+    group.member(0).kill();
+    empty_log(&group);
+    group.member(0).set_flags(&["--initial-cluster-token=other"]);
+    let log = group.refused(0).unwrap();
+    assert!(log.contains("because the first start of this member ended early"), "{log}");
+    group.member(0).set_flags(&["--initial-cluster-state=existing"]);
+    let readiness = group.member(0).launch().unwrap();
+    until("it waits for a leader", || {
+        Ok(fs::read_to_string(group.members()[0].log_path())?.contains("restarting local member"))
+    })
+    .unwrap();
+    assert!(!readiness.is_ready_now(), "whoever joins is told by the leader what to do");
+    group.member(0).kill();
+    group.member(0).set_flags(&[]);
+    group.resume().unwrap();
+    group.ctl(&["put", "a", "1"]).unwrap();
+}
+
+#[test]
+fn founders_that_are_killed_at_any_time_of_their_first_start_found_one_cluster() {
+    for members in [1, 3] {
+        for pause in [0, 10, 20, 40, 80] {
+            let Some(mut group) = Group::prepare(&vec![OURS; members], &[]).unwrap() else {
+                return;
+            };
+            let started: Vec<_> =
+                (0..members).map(|member| group.member(member).launch().unwrap()).collect();
+            thread::sleep(Duration::from_millis(pause));
+            (0..members).for_each(|member| group.member(member).kill());
+            drop(started);
+            group.resume().unwrap_or_else(|error| panic!("killed after {pause} ms: {error:#}"));
+            group.ctl(&["put", "a", "1"]).unwrap();
+            group.agree().unwrap();
+        }
+    }
+}
+
+/// A member that waits for others to register is told to end; whether it does.
+fn end_while_waiting(kind: Kind) -> Option<()> {
+    let flags = ["--discovery-endpoints=127.0.0.1:1", "--discovery-token=t"];
+    let mut group = Group::prepare(&[kind], &flags).unwrap()?;
+    group.discover();
+    drop(group.member(0).launch().unwrap());
+    until("it asks for others", || {
+        Ok(fs::read_to_string(group.members()[0].log_path())?.contains("discovery service"))
+    })
+    .unwrap();
+    group.member(0).terminate().unwrap();
+    Some(())
+}
+
+#[test]
+fn a_member_that_waits_for_others_ends_when_it_is_told_to() {
+    if end_while_waiting(Kind::Official).is_some() {
+        end_while_waiting(OURS).unwrap();
+    }
 }
 
 /// What a server says when it is restarted with fewer learners allowed than there are.

@@ -60,6 +60,8 @@ struct Faults {
     /// Writes (syncs) until one fails; `None` for never.
     writes_left: Option<u64>,
     syncs_left: Option<u64>,
+    /// Changes of any kind until one does not happen; `None` for never.
+    steps_left: Option<u64>,
     /// Bytes of the failing write that arrive.
     short_bytes: usize,
     dead: bool,
@@ -116,6 +118,12 @@ impl Disk {
         self.faults().expect("only a faulty disk fails on demand").syncs_left = Some(syncs);
     }
 
+    /// Lets `steps` more changes happen, of files, names and lengths, and syncs; the one after does
+    /// not.
+    pub fn fail_after(&self, steps: u64) {
+        self.faults().expect("only a faulty disk fails on demand").steps_left = Some(steps);
+    }
+
     /// Cuts the power: of what was not synced, an arbitrary part stays. The disk is dead after
     /// that; its files are opened again through another.
     ///
@@ -141,11 +149,9 @@ impl Disk {
         }
     }
 
-    fn alive(&self) -> io::Result<()> {
-        match self.faults() {
-            Some(faults) if faults.dead => Err(injected()),
-            _ => Ok(()),
-        }
+    /// Whether the next change happens.
+    fn step(&self) -> io::Result<()> {
+        self.faults().map_or(Ok(()), |mut faults| faults.step())
     }
 
     /// Creates `path` for its owner only, or empties it.
@@ -153,7 +159,7 @@ impl Disk {
     /// # Errors
     /// Those of the system.
     pub fn create(&self, path: &Path) -> io::Result<File> {
-        self.alive()?;
+        self.step()?;
         if let Source::Memory(files, _) = &self.0 {
             return Ok(self.file(Inner::Memory(files.create(path)?), path));
         }
@@ -167,7 +173,7 @@ impl Disk {
     /// # Errors
     /// Those of the system.
     pub fn open(&self, path: &Path) -> io::Result<File> {
-        self.alive()?;
+        self.step()?;
         let inner = if let Source::Memory(files, _) = &self.0 {
             Inner::Memory(files.open(path)?)
         } else {
@@ -194,7 +200,7 @@ impl Disk {
     /// # Errors
     /// Those of the system.
     pub fn create_directory(&self, path: &Path) -> io::Result<()> {
-        self.alive()?;
+        self.step()?;
         if let Source::Memory(files, _) = &self.0 {
             files.create_directory(path);
             return Ok(());
@@ -207,7 +213,7 @@ impl Disk {
     /// # Errors
     /// Those of the system.
     pub fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
-        self.alive()?;
+        self.step()?;
         match &self.0 {
             Source::System | Source::Faulty(_) => fs::rename(from, to),
             Source::Memory(files, _) => files.rename(from, to),
@@ -219,7 +225,7 @@ impl Disk {
     /// # Errors
     /// Those of the system.
     pub fn remove(&self, path: &Path) -> io::Result<()> {
-        self.alive()?;
+        self.step()?;
         match &self.0 {
             Source::System | Source::Faulty(_) => fs::remove_file(path),
             Source::Memory(files, _) => files.remove(path),
@@ -231,7 +237,7 @@ impl Disk {
     /// # Errors
     /// Those of the system.
     pub fn sync_directory(&self, path: &Path) -> io::Result<()> {
-        self.alive()?;
+        self.step()?;
         if let Source::Memory(..) = self.0 {
             return Ok(());
         }
@@ -321,7 +327,7 @@ impl File {
     /// # Errors
     /// Those of the system.
     pub fn set_len(&self, bytes: u64) -> io::Result<()> {
-        self.disk.alive()?;
+        self.disk.step()?;
         match &self.inner {
             Inner::System(file) => file.set_len(bytes),
             Inner::Memory(content) => {
@@ -336,7 +342,7 @@ impl File {
     /// # Errors
     /// Those of the system, for example that there is no room.
     pub fn allocate(&self, bytes: u64) -> io::Result<()> {
-        self.disk.alive()?;
+        self.disk.step()?;
         if let Inner::System(file) = &self.inner {
             match rustix::fs::fallocate(&**file, FallocateFlags::empty(), 0, bytes) {
                 Ok(()) => return Ok(()),
@@ -435,10 +441,18 @@ impl Inner {
 }
 
 impl Faults {
-    fn write(&mut self, bytes: usize) -> io::Result<Option<usize>> {
-        if self.dead {
-            return Err(injected());
+    fn step(&mut self) -> io::Result<()> {
+        if let Some(left) = &mut self.steps_left {
+            match left.checked_sub(1) {
+                Some(fewer) => *left = fewer,
+                None => self.dead = true,
+            }
         }
+        if self.dead { Err(injected()) } else { Ok(()) }
+    }
+
+    fn write(&mut self, bytes: usize) -> io::Result<Option<usize>> {
+        self.step()?;
         match &mut self.writes_left {
             None => Ok(None),
             Some(0) => {
@@ -453,9 +467,7 @@ impl Faults {
     }
 
     fn sync(&mut self, file: &Inner) -> io::Result<()> {
-        if self.dead {
-            return Err(injected());
-        }
+        self.step()?;
         match &mut self.syncs_left {
             Some(0) => {
                 self.dead = true;
@@ -588,6 +600,17 @@ mod tests {
         disk.fail_sync_after(1);
         file.sync().unwrap();
         assert!(file.sync().is_err() && file.write_at(b"x", 0).is_err());
+    }
+
+    #[test]
+    fn everything_after_the_last_step_does_not_happen() {
+        let (dir, disk, file) = setup();
+        let (path, other) = (dir.path().join("file"), dir.path().join("other"));
+        disk.fail_after(2);
+        file.write_at(b"x", 0).unwrap();
+        disk.rename(&path, &other).unwrap();
+        assert!(disk.rename(&other, &path).is_err() && file.sync().is_err());
+        assert!(other.exists() && !path.exists(), "two changes have happened");
     }
 
     #[test]

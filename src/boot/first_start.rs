@@ -93,12 +93,12 @@ impl Error for JoinError {
 }
 
 /// What a member begins with.
-struct Beginning {
-    member: MemberId,
-    cluster: ClusterId,
+pub(super) struct Beginning {
+    pub(super) member: MemberId,
+    pub(super) cluster: ClusterId,
     /// Committed from the start.
-    entries: Vec<Entry>,
-    peers: Peers,
+    pub(super) entries: Vec<Entry>,
+    pub(super) peers: Peers,
 }
 
 /// Makes the log of a member that starts for the first time; and the other members.
@@ -113,62 +113,71 @@ pub(super) async fn create_log(
         ClusterState::New => found(config).await?,
         ClusterState::Existing => join(config).await?,
     };
-    let Beginning { member, cluster, entries, peers } = beginning;
-    let wal = Wal::create(options, member, cluster).map_err(StartError::Wal)?;
     tracing::info!(
-        "local-member-id" = %member,
-        "cluster-id" = %cluster,
+        "local-member-id" = %beginning.member,
+        "cluster-id" = %beginning.cluster,
         "starting local member"
     );
-    let recovered = Recovered {
-        member,
-        cluster,
-        hard_state: HardState::default(),
-        entries: Vec::new(),
-        snapshot: WalSnapshot::default(),
-    };
-    let mut log = Log { wal, recovered };
-    log.begin_with(entries)?;
-    Ok((log, peers))
+    begin(options, beginning)
 }
 
-/// Gives a founder's log the entries that it did not get, because the first start ended before: a
-/// log without any is no founder's. Does nothing to all others.
+/// Writes the log: a founder's with the entries that are committed from the start. At no moment is
+/// there one that lacks them, for such a member would never campaign.
+pub(super) fn begin(
+    options: &WalOptions,
+    beginning: Beginning,
+) -> Result<(Log, Peers), StartError> {
+    let Beginning { member, cluster, entries, peers } = beginning;
+    let hard_state = committed(&entries);
+    let wal = Wal::create_with(options, member, cluster, &hard_state, &entries);
+    let wal = wal.map_err(StartError::Wal)?;
+    let snapshot = WalSnapshot::default();
+    let recovered = Recovered { member, cluster, hard_state, entries, snapshot };
+    Ok((Log { wal, recovered }, peers))
+}
+
+/// The state of a log that begins with these entries.
+pub(super) fn committed(entries: &[Entry]) -> HardState {
+    if entries.is_empty() {
+        return HardState::default();
+    }
+    HardState { term: Some(BOOTSTRAP_TERM.0), vote: Some(0), commit: Some(entries.len() as u64) }
+}
+
+/// Gives a founder's log the entries that are committed from the start, if it lacks them: official
+/// etcd writes them after the log is there, and its first start may have ended between. Does
+/// nothing to all others.
 ///
 /// # Errors
-/// - [`StartError`] if the log cannot be written.
+/// - [`StartError::Unfinished`] if the flags do not say what to write.
+/// - [`StartError::Wal`] if the log cannot be written.
 pub(super) fn finish_log(config: &Config, log: &mut Log) -> Result<(), StartError> {
-    let Recovered { member, cluster, hard_state, entries, snapshot } = &log.recovered;
-    let is_blank = entries.is_empty()
-        && *hard_state == HardState::default()
-        && *snapshot == WalSnapshot::default();
-    if !is_blank || config.initial_cluster_state != ClusterState::New || config.discovery.is_some()
-    {
+    if !is_unfinished(&log.recovered) || config.initial_cluster_state != ClusterState::New {
         return Ok(());
     }
-    let Ok(members) = config.bootstrap_members() else { return Ok(()) };
-    let bootstrap = derive(config, &members)?;
-    let own = bootstrap.member_named(&config.name).map(|own| own.id);
-    if own == Some(*member) && bootstrap.cluster == *cluster {
-        log.begin_with(bootstrap.entries())?;
-    }
-    Ok(())
+    let members = config.bootstrap_members().ok().filter(|_| config.discovery.is_none());
+    let founded = members.and_then(|members| derive(config, &members).ok());
+    let founded = founded.filter(|founded| {
+        let own = founded.member_named(&config.name).map(|own| own.id);
+        own == Some(log.recovered.member) && founded.cluster == log.recovered.cluster
+    });
+    let unfinished = || StartError::Unfinished { wal_dir: config.wal_path() };
+    finish(log, founded.ok_or_else(unfinished)?.entries())
 }
 
-impl Log {
-    /// Writes the entries that are committed from the start.
-    fn begin_with(&mut self, entries: Vec<Entry>) -> Result<(), StartError> {
-        if entries.is_empty() {
-            return Ok(());
-        }
-        let Self { wal, recovered } = self;
-        recovered.hard_state.term = Some(BOOTSTRAP_TERM.0);
-        recovered.hard_state.vote = Some(0);
-        recovered.hard_state.commit = Some(entries.len() as u64);
-        wal.append(Some(&recovered.hard_state), &entries, true).map_err(StartError::Wal)?;
-        recovered.entries = entries;
-        Ok(())
-    }
+/// Whether a log has no word on what is committed. Its member has neither voted nor acknowledged
+/// anything. A founder of official etcd may have written some of the first entries.
+pub(super) fn is_unfinished(recovered: &Recovered) -> bool {
+    recovered.hard_state == HardState::default() && recovered.snapshot == WalSnapshot::default()
+}
+
+/// Writes the first entries in place of those that are there.
+pub(super) fn finish(log: &mut Log, entries: Vec<Entry>) -> Result<(), StartError> {
+    let hard_state = committed(&entries);
+    log.wal.append(Some(&hard_state), &entries, true).map_err(StartError::Wal)?;
+    log.recovered.hard_state = hard_state;
+    log.recovered.entries = entries;
+    Ok(())
 }
 
 async fn found(config: &Config) -> Result<Beginning, StartError> {

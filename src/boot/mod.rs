@@ -44,6 +44,8 @@ use crate::{
 mod discovery;
 mod dns;
 mod first_start;
+#[cfg(test)]
+mod first_start_tests;
 mod force_new;
 mod hand_over;
 mod local;
@@ -186,14 +188,18 @@ fn start(config: &Config) -> Result<Ended, StartError> {
         .build()
         .map_err(StartError::System)?;
     runtime.block_on(async {
-        let signals = (
+        let mut signals = (
             signal(SignalKind::terminate()).map_err(StartError::System)?,
             signal(SignalKind::interrupt()).map_err(StartError::System)?,
         );
         let peers = bind_peers(config)?;
         let listeners = bind(config)?;
         let clock = Clock::system();
-        let opened = open(config, &clock).await?;
+        let opened = tokio::select! {
+            opened = open(config, &clock) => opened?,
+            // It may wait for other members for as long as it takes.
+            ended_by = ended_by(&mut signals) => return Ok(Ended::By(ended_by)),
+        };
         let member = opened.member;
         let threads = Threads::start(config, &clock, opened, peers)?;
         serve_until_signal(config, &clock, member, listeners, threads, signals).await

@@ -100,6 +100,8 @@ pub(super) enum StartError {
     Removed { member: MemberId },
     /// The log is gone, the backend is not.
     LogMissing { wal_dir: PathBuf },
+    /// The first start ended before the log said who founds the cluster.
+    Unfinished { wal_dir: PathBuf },
     /// The member was stopped while it started.
     Stopped,
 }
@@ -131,6 +133,14 @@ impl fmt::Display for StartError {
                 "the member {member} has been permanently removed from the cluster; the data-dir \
                  used by this member must be removed"
             ),
+            Self::Unfinished { wal_dir } => write!(
+                f,
+                "the log in {} is empty, because the first start of this member ended early, and the \
+                 flags do not describe the cluster that it was to found: start it with the flags of \
+                 its first start, or with --initial-cluster-state=existing if it has joined a \
+                 cluster, or remove the data directory and begin again",
+                wal_dir.display()
+            ),
             Self::Stopped => f.write_str("the member was stopped while it started"),
         }
     }
@@ -154,6 +164,7 @@ impl Error for StartError {
             | Self::Corrupt(_)
             | Self::LogMissing { .. }
             | Self::Removed { .. }
+            | Self::Unfinished { .. }
             | Self::Stopped => None,
         }
     }

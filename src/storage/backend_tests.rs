@@ -55,6 +55,35 @@ fn rows_come_back_in_revision_order_after_a_restart() {
 }
 
 #[test]
+fn what_a_crash_leaves_of_a_new_database_is_no_obstacle() {
+    let made = TempDir::new().unwrap();
+    drop(open(made.path()));
+    let file = fs::read(made.path().join("db.lmdb/data.mdb")).unwrap();
+    // LMDB first writes its two meta pages, alike but for their numbers, then commits.
+    let page = &file[..4096];
+    let both = [page, &1_u64.to_le_bytes(), &page[8..]].concat();
+    let leftovers = [
+        ("nothing but the directory", vec![]),
+        ("the lock of its owner", vec![("owner.lock", Vec::new())]),
+        ("a file without bytes", vec![("data.mdb", Vec::new()), ("lock.mdb", Vec::new())]),
+        ("meta pages", vec![("data.mdb", both), ("lock.mdb", vec![7; 100])]),
+    ];
+    for (what, files) in leftovers {
+        let dir = TempDir::new().unwrap();
+        fs::create_dir(dir.path().join("db.lmdb")).unwrap();
+        for (name, bytes) in files {
+            fs::write(dir.path().join("db.lmdb").join(name), bytes).unwrap();
+        }
+        let options = BackendOptions::new(dir.path().join("db.lmdb"));
+        let (backend, mut writer) =
+            Backend::open(&options).unwrap_or_else(|e| panic!("{what}: {e}"));
+        assert_eq!(backend.reader().unwrap().consistent_index().unwrap(), LogIndex(0), "{what}");
+        append(&mut writer, &[row(2, "a")]);
+        assert_eq!(stored(&backend, 0).len(), 1, "{what}");
+    }
+}
+
+#[test]
 fn reader_sees_one_commit_however_long_it_lives() {
     let dir = TempDir::new().unwrap();
     let (backend, mut writer) = open(dir.path());

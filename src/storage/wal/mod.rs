@@ -168,15 +168,30 @@ impl Wal {
         names.iter().any(|name| SegmentName::parse(name).is_some())
     }
 
-    /// Begins the log of a member: it appears with its first records or not at all.
+    /// Begins the log of a member, without entries.
     ///
     /// # Errors
-    /// - [`WalError::Exists`] if there is one.
-    /// - [`WalError::System`] if the files cannot be made.
+    /// As [`Wal::create_with`].
     pub fn create(
         options: &WalOptions,
         member: MemberId,
         cluster: ClusterId,
+    ) -> Result<Self, WalError> {
+        Self::create_with(options, member, cluster, &HardState::default(), &[])
+    }
+
+    /// Begins the log of a member with `entries`, then `hard_state`, which fit a segment: it appears
+    /// durably with all of them, or not at all.
+    ///
+    /// # Errors
+    /// - [`WalError::Exists`] if there is one.
+    /// - [`WalError::System`] if the files cannot be made.
+    pub fn create_with(
+        options: &WalOptions,
+        member: MemberId,
+        cluster: ClusterId,
+        hard_state: &HardState,
+        entries: &[Entry],
     ) -> Result<Self, WalError> {
         let (dir, disk) = (&options.dir, &options.disk);
         if Self::exists_on(disk, dir) {
@@ -196,6 +211,10 @@ impl Wal {
         encoder.checksum();
         encoder.message(Kind::Metadata, &owner);
         encoder.message(Kind::Snapshot, &wire_snapshot(&WalSnapshot::default()));
+        entries.iter().for_each(|entry| encoder.message(Kind::Entry, entry));
+        if *hard_state != HardState::default() {
+            encoder.message(Kind::State, hard_state);
+        }
         if options.zero_fill {
             file.write_at(&vec![0; first_chunk(options)], 0).map_err(failed)?;
         }
@@ -207,18 +226,18 @@ impl Wal {
         files::publish(disk, &temporary, dir)
             .map_err(|source| WalError::System { file: dir.clone(), source })?;
 
-        let offset = u64::try_from(encoder.buffer.len()).expect("three records");
+        let offset = u64::try_from(encoder.buffer.len()).expect("a few records");
         encoder.buffer.clear();
         let segment = Segment { name, file: Arc::new(file) };
         let mut wal = Self {
             options: options.clone(),
             owner,
-            state: HardState::default(),
+            state: *hard_state,
             encoder,
             held: VecDeque::from([segment]),
             released: VecDeque::new(),
             offset,
-            last: LogIndex(0),
+            last: entries.last().map_or(LogIndex(0), entry_index),
             tail_fill: None,
             next: None,
             clock: Clock::system(),
