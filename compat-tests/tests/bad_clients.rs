@@ -7,13 +7,14 @@ use std::{
     time::Duration,
 };
 
+use flate2::{Compression, write::GzEncoder};
 use oxetcd_compat_tests::{
     raw::{self, Raw, framed},
     script::{Call, Client},
     server::{Kind, Server},
 };
 use prost::Message;
-use proto::etcdserverpb::{PutRequest, RangeRequest};
+use proto::etcdserverpb::{LeaseKeepAliveRequest, PutRequest, RangeRequest};
 
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 const PUT: &str = "/etcdserverpb.KV/Put";
@@ -143,6 +144,56 @@ async fn garbage_hurts_nobody_else() {
     assert!(revision.await.contains("version: 7,"), "garbage was taken for puts");
 }
 
+fn gzip(message: &[u8]) -> Vec<u8> {
+    let mut encoder = GzEncoder::new(Vec::new(), Compression::best());
+    encoder.write_all(message).unwrap();
+    encoder.finish().unwrap()
+}
+
+#[tokio::test]
+async fn compressed_requests_are_understood_and_answered() {
+    let Some((official, ours)) = Server::start_both(&[]).unwrap() else { return };
+    for server in [&official, &ours] {
+        let packed = |path, message: &[u8]| {
+            Raw::call(path, framed(1, &gzip(message))).with("grpc-encoding", "gzip")
+        };
+        let value = "x".repeat(100_000);
+        let put = PutRequest { key: "k".into(), value: value.clone().into(), ..Default::default() };
+        let put = packed(PUT, &put.encode_to_vec());
+        assert!(put.body.len() < 1000, "it is packed");
+        assert_eq!(answer(server, put).await, "http 200 application/grpc, status 0: ");
+        let mut client = Client::connect(server).await.unwrap();
+        let range = RangeRequest { key: "k".into(), ..Default::default() };
+        let found = client.call(Call::Range(range)).await;
+        assert!(found.contains(&value), "{:?}: {found}", server.kind());
+        let keep = LeaseKeepAliveRequest { id: 7 }.encode_to_vec();
+        let mut stream = packed("/etcdserverpb.Lease/LeaseKeepAlive", &keep);
+        stream.body.extend(framed(0, &keep));
+        let kept = answer(server, stream).await;
+        assert_eq!(kept, "http 200 application/grpc, status 0: ", "a stream of requests");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn bombs_cost_no_more_than_plain_messages() {
+    let mut server = Server::start(Kind::Oxetcd, &[]).unwrap().unwrap();
+    let bomb = framed(1, &gzip(&vec![0; 256 << 20]));
+    assert!(bomb.len() < 300_000, "a bomb is small");
+    let answer = answer(&server, Raw::call(PUT, bomb.clone()).with("grpc-encoding", "gzip")).await;
+    assert!(
+        answer.ends_with("received message after decompression larger than max 2097152"),
+        "{answer}"
+    );
+    let before = resident_bytes(&server);
+    let mut channel = raw::connect(server.endpoint()).await.unwrap();
+    for _ in 0..50 {
+        let request = Raw::call(PUT, bomb.clone()).with("grpc-encoding", "gzip");
+        raw::send(&mut channel, request).await.unwrap();
+    }
+    let after = resident_bytes(&server);
+    assert!(server.is_running() && after < before + (16 << 20), "{before} to {after} bytes");
+}
+
 /// How our answer to wrong content compares with that of etcd.
 #[derive(Clone, Copy, Debug)]
 enum Ours {
@@ -162,6 +213,7 @@ fn wrong_content() -> Vec<(Raw, Ours)> {
     let put = put.encode_to_vec();
     let whole = || Raw::call(PUT, framed(0, &put));
     let body = |body: &[u8]| Raw::call(PUT, body.to_vec());
+    let packed = |message: &[u8]| body(&framed(1, &gzip(message))).with("grpc-encoding", "gzip");
     vec![
         (whole(), Ours::Same),
         (body(b""), Ours::Same),
@@ -170,13 +222,21 @@ fn wrong_content() -> Vec<(Raw, Ours)> {
         (body(b"\0\xff\xff\xff\xffabc"), Ours::Same),
         (body(&framed(1, &put)), Ours::Same),
         (body(&framed(7, &put)), Ours::Same),
+        (packed(&put), Ours::Same),
+        (whole().with("grpc-encoding", "gzip"), Ours::Same),
+        (body(&framed(1, &put)).with("grpc-encoding", "gzip"), Ours::Same),
+        (body(&framed(1, b"")).with("grpc-encoding", "gzip"), Ours::Same),
+        (body(&framed(1, &gzip(&put)[..9])).with("grpc-encoding", "gzip"), Ours::Same),
+        (body(&framed(1, &gzip(&put)[..20])).with("grpc-encoding", "gzip"), Ours::Same),
+        (body(&framed(1, &[0; 99])).with("grpc-encoding", "gzip"), Ours::Same),
         (
-            body(&framed(1, &put)).with("grpc-encoding", "gzip"),
-            Ours::Still(
-                "http 200 application/grpc, status 12: grpc: Decompressor is not installed for \
-                 grpc-encoding \"gzip\"",
-            ),
+            body(&framed(1, &[&gzip(&put)[..10], &[0xff; 30]].concat()))
+                .with("grpc-encoding", "gzip"),
+            Ours::SameBefore("read decompressed data: "),
         ),
+        (packed(b"\x0a\x50no fifty bytes"), Ours::SameBefore(DECODER)),
+        (packed(&vec![0; 3 << 20]), Ours::Same),
+        (packed(&put).with("grpc-encoding", "identity"), Ours::Same),
         (whole().with("grpc-encoding", "none-such"), Ours::Same),
         (body(&framed(1, &put)).with("grpc-encoding", "none-such"), Ours::Same),
         (body(&framed(0, b"\x0a\x50no fifty bytes")), Ours::SameBefore(DECODER)),

@@ -13,7 +13,10 @@ use std::time::Duration;
 use bytes::Bytes;
 use tonic::Code;
 
-use super::status::{Failure, Refusal};
+use super::{
+    gzip,
+    status::{Failure, Refusal},
+};
 
 /// The metadata of one call.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -68,14 +71,13 @@ impl Metadata {
         Err(Failure::new(Code::Internal, format!("malformed grpc-timeout: {why}")))
     }
 
-    /// Refuses compression that nobody knows, whether or not a message uses it. What etcd knows and
-    /// this server does not is refused by the first message that uses it.
+    /// Refuses compression that nobody knows, whether or not a message uses it.
     ///
     /// # Errors
     /// With grpc-go's text.
     pub fn check_encoding(&self) -> Result<(), Failure> {
         match self.encoding.as_deref() {
-            None | Some(b"" | b"identity" | b"gzip") => Ok(()),
+            None | Some(b"" | b"identity" | gzip::ENCODING) => Ok(()),
             Some(encoding) => Err(unknown_encoding(encoding)),
         }
     }

@@ -16,11 +16,11 @@
 //! - A1 A read runs to its end on the thread of the connection that asked; nothing is handed over.
 //! - A2 No stored row is decoded on its way out.
 //! - A3 Every text that a client sees for a failure stands in `status`, or is grpc-go's own and
-//!   stands in `wire` or `rpc`.
+//!   stands in `wire`, `gzip` or `rpc`.
 //! - A4 What a client can make us keep is bounded: a message by the request limit, a stream by its
 //!   queue, an answer by one piece at a time.
 //!
-//! Deliberately absent: the JSON gateway, authentication, elections and locks; gRPC compression.
+//! Deliberately absent: the JSON gateway, authentication, elections and locks; compressed answers.
 
 pub mod answer;
 mod auth;
@@ -32,6 +32,7 @@ pub mod codec;
 pub mod dispatch;
 pub mod edge;
 pub mod gate;
+mod gzip;
 #[cfg(test)]
 pub(crate) mod fake;
 mod header;

@@ -6,7 +6,7 @@
 //! is shared between the connection, which puts in what comes, and the call, which takes messages
 //! out; what was taken is what the client may send again.
 //!
-//! Deliberately absent: compression. A compressed message is refused with grpc-go's text.
+//! A compressed message is unpacked when it is whole; its bound holds for both of its sizes.
 //!
 //! Source: grpc-go `rpc_util.go`.
 
@@ -24,9 +24,16 @@ use tonic::Code;
 use super::{
     answer::PREFIX_BYTES,
     codec::count_received,
+    gzip::{self, unpacked},
     metadata::{Metadata, unknown_encoding},
     status::Failure,
 };
+
+/// The flag of a message that stands there as it is.
+const PLAIN: u8 = 0;
+
+/// The flag of a message that is compressed.
+const PACKED: u8 = 1;
 
 /// Cuts the content of one request into messages.
 #[derive(Debug)]
@@ -84,7 +91,7 @@ impl Deframer {
     /// The next message, if all of it has come; `None` after the last.
     ///
     /// # Errors
-    /// If the framing is wrong, or the message too large or compressed.
+    /// If the framing is wrong, or the message too large or packed in a way nobody here can undo.
     pub fn next_message(&mut self) -> Poll<Result<Option<Bytes>, Failure>> {
         if self.partial.is_none() {
             while self.prefix_len < PREFIX_BYTES {
@@ -98,10 +105,8 @@ impl Deframer {
             let length = self.check_prefix()?;
             self.refill();
             if length <= self.first.len() || length == 0 {
-                self.prefix_len = 0;
                 let message = self.cut(length);
-                count_received(length);
-                return Poll::Ready(Ok(Some(message)));
+                return Poll::Ready(self.whole(message).map(Some));
             }
             self.partial = Some((length, BytesMut::new()));
         }
@@ -119,9 +124,17 @@ impl Deframer {
             }
             message.extend_from_slice(&piece);
         }
+        Poll::Ready(self.whole(message.freeze()).map(Some))
+    }
+
+    /// A message that has come completely, as its sender meant it.
+    fn whole(&mut self, message: Bytes) -> Result<Bytes, Failure> {
+        let [flag, ..] = self.prefix;
         self.prefix_len = 0;
-        count_received(length);
-        Poll::Ready(Ok(Some(message.freeze())))
+        let message =
+            if flag == PLAIN { message } else { unpacked(&message, self.message_bytes_max)? };
+        count_received(message.len());
+        Ok(message)
     }
 
     /// Up to `length` of the bytes that came; none if there are none.
@@ -165,14 +178,15 @@ impl Deframer {
 
     fn check_flag(&self, flag: u8) -> Result<(), Failure> {
         match flag {
-            0 => Ok(()),
-            1 => Err(match self.encoding.as_deref() {
-                None | Some(b"" | b"identity") => Failure::new(
+            PLAIN => Ok(()),
+            PACKED => match self.encoding.as_deref() {
+                None | Some(b"" | b"identity") => Err(Failure::new(
                     Code::Internal,
                     "grpc: compressed flag set with identity or empty encoding",
-                ),
-                Some(encoding) => unknown_encoding(encoding),
-            }),
+                )),
+                Some(gzip::ENCODING) => Ok(()),
+                Some(encoding) => Err(unknown_encoding(encoding)),
+            },
             _ => Err(Failure::new(
                 Code::Internal,
                 format!("grpc: received unexpected payload format {flag}"),
@@ -192,7 +206,7 @@ pub fn only_message(mut data: Bytes, message_bytes_max: usize) -> Result<Bytes, 
     };
     let [flag, length @ ..] = *prefix;
     let length = usize::try_from(u32::from_be_bytes(length)).unwrap_or(usize::MAX);
-    if flag != 0 || length != message.len() || message_bytes_max < length {
+    if flag != PLAIN || length != message.len() || message_bytes_max < length {
         return Err(data);
     }
     data.advance(PREFIX_BYTES);
@@ -355,6 +369,30 @@ mod tests {
             Code::Unimplemented,
             "grpc: Decompressor is not installed for grpc-encoding \"snappy\"",
         );
+    }
+
+    #[test]
+    fn compressed_messages_stand_between_others_and_in_any_number_of_pieces() {
+        // `printf ab | gzip -n`
+        const PACKED_AB: &[u8] =
+            b"\x1f\x8b\x08\0\0\0\0\0\0\x03\x4b\x4c\x02\0\x6d\x48\x83\x9e\x02\0\0\0";
+        let stream =
+            [b"\x01\0\0\0\x16", PACKED_AB, b"\0\0\0\0\x01c\x01\0\0\0\x16", PACKED_AB].concat();
+        let gzip = Metadata::default().with("grpc-encoding", b"gzip");
+        for piece in [1, 7, 1000] {
+            let (inlet, mut messages) = messages(&gzip, 30);
+            stream.chunks(piece).for_each(|piece| inlet.push(Bytes::copy_from_slice(piece)));
+            inlet.end();
+            let mut read = Vec::new();
+            while let Some(message) = messages.next().now_or_never().expect("all is there").unwrap()
+            {
+                read.push(message);
+            }
+            assert_eq!(read, [&b"ab"[..], b"c", b"ab"], "in pieces of {piece}");
+            assert_eq!(inlet.take_taken(), stream.len(), "the client may send as much again");
+        }
+        let large = only_with(&gzip, b"\x01\0\0\0\x09123456789");
+        refused(large, Code::ResourceExhausted, "grpc: received message larger than max (9 vs. 8)");
     }
 
     proptest! {
