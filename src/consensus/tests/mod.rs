@@ -5,6 +5,7 @@ mod cluster;
 mod gone;
 mod interaction;
 mod pure;
+mod raft_crate;
 mod random_scripts;
 mod script;
 mod single;
