@@ -263,15 +263,14 @@ impl Group {
                 return;
             }
         }
-        let describe = |(id, member): (&u64, &Box<dyn Member>)| {
-            format!(
-                "{id}: ours={} leads={:?} applied={}",
-                is_ours(*id),
-                member.leads(),
-                member.applied()
-            )
-        };
-        let members: Vec<_> = self.members.iter().map(describe).collect();
+        let members: Vec<_> = self
+            .members
+            .iter()
+            .map(|(id, member)| {
+                let (leads, applied) = (member.leads(), member.applied());
+                format!("{id}: ours={} leads={leads:?} applied={applied}", is_ours(*id))
+            })
+            .collect();
         panic!("the group did not settle:\n{}\n{:?}", members.join("\n"), self.conf_states);
     }
 }

@@ -31,8 +31,8 @@ fn our_conf_state(conf_state: &eraftpb::ConfState) -> ConfState {
 /// The same change; the crate has another number for learners, and none for etcd's updates.
 fn their_change(change: &ConfChangeV2) -> eraftpb::ConfChangeV2 {
     let changes = change.changes.iter().map(|single| {
-        let mut theirs = eraftpb::ConfChangeSingle::default();
-        theirs.node_id = single.node_id();
+        let node_id = single.node_id();
+        let mut theirs = eraftpb::ConfChangeSingle { node_id, ..Default::default() };
         theirs.set_change_type(match single.r#type() {
             ConfChangeType::ConfChangeAddNode => eraftpb::ConfChangeType::AddNode,
             ConfChangeType::ConfChangeRemoveNode => eraftpb::ConfChangeType::RemoveNode,
