@@ -20,8 +20,9 @@ fix: protoc
 test: protoc
 	tools/run-tests --workspace
 
-# The same checks against us and against official etcd, then etcd's own suite. Needs Go, unshare and
-# ip; builds etcd once.
+# The same checks against us and against official etcd, then etcd's own suite, then Kubernetes' API
+# server on a group whose members are killed. Needs Go, unshare and ip; builds etcd and that server
+# once.
 compat: protoc
 	$(CARGO) build --release --locked --workspace
 	OXETCD_BIN_DIR=$(CURDIR)/target/release tools/run-tests -p oxetcd-compat-tests

@@ -343,8 +343,20 @@ impl Group {
 ///
 /// # Errors
 /// With the last failure, if it takes too long.
-pub fn until(what: &str, mut holds: impl FnMut() -> anyhow::Result<bool>) -> anyhow::Result<()> {
-    let deadline = Instant::now() + WAIT_MAX;
+pub fn until(what: &str, holds: impl FnMut() -> anyhow::Result<bool>) -> anyhow::Result<()> {
+    until_within(WAIT_MAX, what, holds)
+}
+
+/// As [`until`], with a limit of its own.
+///
+/// # Errors
+/// As [`until`].
+pub fn until_within(
+    limit: Duration,
+    what: &str,
+    mut holds: impl FnMut() -> anyhow::Result<bool>,
+) -> anyhow::Result<()> {
+    let deadline = Instant::now() + limit;
     loop {
         let last = holds();
         match last {

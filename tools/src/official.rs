@@ -22,6 +22,9 @@ const PROGRAMS: [(&str, &str); 3] = [
     ("etcdutl", "go.etcd.io/etcd/etcdutl/v3"),
 ];
 
+/// The largest user of etcd, which only the Kubernetes suite needs.
+const KUBE_APISERVER: (&str, &str) = ("kube-apiserver", "k8s.io/kubernetes/cmd/kube-apiserver");
+
 /// etcd's load generator, which only the benchmark needs.
 const BENCHMARK: (&str, &str) = ("benchmark", "go.etcd.io/etcd/v3/tools/benchmark");
 
@@ -57,6 +60,18 @@ pub fn benchmark_tool() -> anyhow::Result<Option<PathBuf>> {
     Ok(find_or_build(&[BENCHMARK])?.map(|dir| dir.join(BENCHMARK.0)))
 }
 
+/// Kubernetes' API server, built if need be, which takes some minutes; its version stands in
+/// `compat-tests/go/kubernetes/go.mod`. `None` where Go is missing.
+///
+/// # Errors
+/// As [`bin_dir`].
+pub fn kube_apiserver() -> anyhow::Result<Option<PathBuf>> {
+    let Some(dir) = find_or_build(&[])? else { return Ok(None) };
+    let (name, package) = KUBE_APISERVER;
+    build(&dir, &go_module_dir().join("kubernetes"), name, package)?;
+    Ok(Some(dir.join(name)))
+}
+
 fn find_or_build(programs: &[(&str, &str)]) -> anyhow::Result<Option<PathBuf>> {
     if let Some(dir) = env::var_os("OXETCD_OFFICIAL_BIN") {
         return Ok(Some(PathBuf::from(dir)));
@@ -71,12 +86,12 @@ fn find_or_build(programs: &[(&str, &str)]) -> anyhow::Result<Option<PathBuf>> {
     let lock = File::create(dir.join("lock"))?;
     lock.lock().context("cannot lock the cache of official binaries")?;
     for (name, package) in programs {
-        build(&dir, name, package)?;
+        build(&dir, &go_module_dir(), name, package)?;
     }
     Ok(Some(dir))
 }
 
-fn build(dir: &Path, name: &str, package: &str) -> anyhow::Result<()> {
+fn build(dir: &Path, module: &Path, name: &str, package: &str) -> anyhow::Result<()> {
     let output = dir.join(name);
     if output.exists() {
         return Ok(());
@@ -86,7 +101,7 @@ fn build(dir: &Path, name: &str, package: &str) -> anyhow::Result<()> {
         .args(["build", "-trimpath", "-o"])
         .arg(&unfinished)
         .arg(package)
-        .current_dir(go_module_dir())
+        .current_dir(module)
         .status()
         .context("cannot run go")?;
     if !status.success() {

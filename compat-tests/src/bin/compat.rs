@@ -1,4 +1,4 @@
-//! etcd's own black-box suites, run against oxetcd.
+//! etcd's own black-box suites, run against oxetcd, and Kubernetes' API server on a group of it.
 //!
 //! Builds `tests/common` and `tests/e2e` of official etcd from their Go module, puts our binary
 //! beside the official `etcdctl` and `etcdutl` under the name `etcd`, and runs the cases in a network
@@ -17,7 +17,10 @@ use std::{
 
 use anyhow::{Context, bail, ensure};
 use clap::{Parser, ValueEnum};
-use oxetcd_compat_tests::{robustness, server::oxetcd_program};
+use oxetcd_compat_tests::{
+    kubernetes, robustness,
+    server::{Kind, oxetcd_program},
+};
 use oxetcd_tools::official;
 
 /// The files of `tests/e2e` whose cases are run.
@@ -52,6 +55,8 @@ enum Suite {
     E2e,
     /// The exploratory scenarios of `tests/robustness`.
     Robustness,
+    /// Not etcd's: a Kubernetes API server on three members that are killed in turn.
+    Kubernetes,
 }
 
 /// Runs etcd's test suites against oxetcd.
@@ -97,14 +102,25 @@ fn main() -> anyhow::Result<ExitCode> {
     if arguments.serve_failpoints {
         robustness::serve_failpoints()?;
     }
-    let bin_dir = official::bin_dir()?.context("the suites need Go")?;
+    let Some(bin_dir) = official::bin_dir()? else {
+        say("SKIPPED: etcd's suites and Kubernetes are built with Go, and Go is not installed");
+        return Ok(Total::default().conclude());
+    };
     let work = tempfile::tempdir()?;
-    prepare(work.path(), &bin_dir, arguments.official)?;
+    if arguments.suite != Some(Suite::Kubernetes) {
+        prepare(work.path(), &bin_dir, arguments.official)?;
+    }
     let (mut total, mut output) = (Total::default(), String::new());
-    let suites =
+    let mut suites =
         arguments.suite.map_or_else(|| Suite::value_variants().to_vec(), |only| vec![only]);
+    // It has no cases to choose from.
+    suites.retain(|suite| *suite != Suite::Kubernetes || arguments.run.is_none());
     for suite in suites {
         let program = match suite {
+            Suite::Kubernetes => {
+                total.add(run_kubernetes(arguments.official)?);
+                continue;
+            }
             Suite::Robustness => robustness::build(&work.path().join("tests"))?,
             Suite::Common | Suite::E2e => suite.build(&bin_dir)?,
         };
@@ -131,6 +147,7 @@ impl Suite {
             Self::Common => "common",
             Self::E2e => "e2e",
             Self::Robustness => "robustness",
+            Self::Kubernetes => "kubernetes",
         }
     }
 
@@ -152,6 +169,7 @@ impl Suite {
         match self {
             Self::Common => return Ok(".".to_owned()),
             Self::Robustness => return Ok("^TestRobustnessExploratory$".to_owned()),
+            Self::Kubernetes => bail!("the Kubernetes suite has no Go tests"),
             Self::E2e => {}
         }
         let mut names = Vec::new();
@@ -188,6 +206,29 @@ fn prepare(work: &Path, bin_dir: &Path, try_official: bool) -> anyhow::Result<()
     Ok(())
 }
 
+#[expect(clippy::print_stdout, reason = "a person reads the report")]
+fn say(line: &str) {
+    println!("{line}");
+}
+
+/// Kubernetes on a group whose members are killed.
+fn run_kubernetes(try_official: bool) -> anyhow::Result<Total> {
+    let kind = if try_official { Kind::Official } else { Kind::Oxetcd };
+    let program = official::kube_apiserver()?.context("Go was there before")?;
+    let steps = kubernetes::drill(kind, &program)?.context("official etcd was there before")?;
+    let mut total = Total::default();
+    for kubernetes::Step { name, outcome } in steps {
+        let (count, word, detail) = match outcome {
+            Ok(figures) => (&mut total.passed, "passed  ", figures),
+            Err(reason) => (&mut total.failed, "FAILED  ", reason),
+        };
+        *count += 1;
+        say(&format!("{word} {name}: {detail}"));
+    }
+    total.show("Kubernetes");
+    Ok(total)
+}
+
 fn run(command: &mut Command) -> anyhow::Result<()> {
     let status = command.status().with_context(|| format!("cannot run {command:?}"))?;
     if !status.success() {
@@ -208,7 +249,7 @@ fn run_suite(
         Suite::Robustness => {
             "ip link set lo up && { \"$COMPAT\" --serve-failpoints & \"$@\"; kill $!; }"
         }
-        Suite::Common | Suite::E2e => "ip link set lo up && exec \"$@\"",
+        Suite::Common | Suite::E2e | Suite::Kubernetes => "ip link set lo up && exec \"$@\"",
     };
     let output = Command::new("unshare")
         .args(["-n", "sh", "-c", script, "sh"])
@@ -295,14 +336,13 @@ impl Total {
         self.skipped += more.skipped;
     }
 
-    #[expect(clippy::print_stdout, reason = "a person reads the report")]
     fn show(self, what: &str) {
         let Self { passed, failed, skipped } = self;
-        println!("{what}: {passed} passed, {failed} failed, {skipped} skipped");
+        say(&format!("{what}: {passed} passed, {failed} failed, {skipped} skipped"));
     }
 
     fn conclude(self) -> ExitCode {
-        self.show("etcd's suites");
+        self.show("all suites");
         if self.failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
     }
 }
