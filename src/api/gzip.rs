@@ -53,9 +53,10 @@ pub(super) fn unpacked(packed: &[u8], message_bytes_max: usize) -> Result<Bytes,
 }
 
 fn damaged(error: &io::Error) -> Failure {
-    let why = match error.kind() {
-        ErrorKind::UnexpectedEof => "unexpected EOF".to_owned(),
-        _ => error.to_string(),
+    let why = if error.kind() == ErrorKind::UnexpectedEof {
+        "unexpected EOF".to_owned()
+    } else {
+        error.to_string()
     };
     Failure::new(Code::Internal, format!("grpc: failed to read decompressed data: {why}"))
 }
