@@ -112,9 +112,12 @@ async fn writes_during_a_stop_are_kept_or_fail() {
         while let Some(end) = writers.join_next().await {
             let (written, status) = end.unwrap();
             assert!(!written.is_empty(), "a writer was never answered: {status}");
-            // The last two are tonic's words for a connection that ended under a call.
+            // All but the first are tonic's words for a connection that ended under a call, or was
+            // announced to end before one.
             let codes = [Code::Unavailable, Code::Cancelled, Code::Unknown];
-            assert!(codes.contains(&status.code()), "round {round}: {status}");
+            let goes_away = status.code() == Code::Internal
+                && status.message().starts_with("h2 protocol error");
+            assert!(goes_away || codes.contains(&status.code()), "round {round}: {status}");
             acknowledged.extend(written);
         }
         server.resume().unwrap();
