@@ -58,6 +58,8 @@ pub(crate) struct Inner {
     /// What the next proposal comes to, instead of being applied.
     pub(crate) outcome: Option<Result<Outcome, Unavailable>>,
     pub(crate) backup: Bytes,
+    /// What it lists as its leases.
+    pub(crate) leases: Vec<LeaseId>,
     /// Where watch streams go; none is there to serve them by default.
     pub(crate) watch: Option<Streams>,
 }
@@ -90,6 +92,7 @@ impl Default for Fake {
             waits: false,
             outcome: None,
             backup: Bytes::new(),
+            leases: vec![LEASE],
             watch: None,
         })))
     }
@@ -281,8 +284,8 @@ impl Member for Fake {
         Ok((lease == LEASE).then_some(time))
     }
 
-    fn leases(&self) -> Vec<LeaseId> {
-        vec![LEASE]
+    async fn leases(&self) -> Result<Vec<LeaseId>, CallError> {
+        Ok(self.with(|inner| inner.leases.clone()))
     }
 
     async fn compaction_finished(&self, _revision: Revision) -> Result<(), Unavailable> {

@@ -8,6 +8,7 @@
 
 use std::sync::Arc;
 
+use prost::Message as _;
 use proto::etcdserverpb::{
     LeaseGrantRequest, LeaseGrantResponse, LeaseKeepAliveRequest, LeaseKeepAliveResponse,
     LeaseLeasesRequest, LeaseLeasesResponse, LeaseRevokeRequest, LeaseRevokeResponse, LeaseStatus,
@@ -27,6 +28,10 @@ use super::{
     wire::{Messages, decode},
 };
 use crate::model::{Answer, LeaseId, Rejection, Request};
+
+/// Leases that are written into an answer before the connection's other calls have their turn: a
+/// fraction of a millisecond.
+const LISTED_AT_ONCE_MAX: usize = 4096;
 
 /// Creates a lease.
 pub(super) async fn grant<M: Member>(
@@ -87,11 +92,20 @@ pub(super) async fn leases<M: Member>(
     _caller: Caller,
     _request: LeaseLeasesRequest,
 ) -> Result<Reply, CallError> {
-    let leases = edge.member.leases();
-    Ok(Reply::message(&LeaseLeasesResponse {
-        header: Some(header::now(&edge.member)),
-        leases: leases.into_iter().map(|lease| LeaseStatus { id: lease.0 }).collect(),
-    }))
+    let leases = edge.member.leases().await?;
+    let header = Some(header::now(&edge.member));
+    let mut message = LeaseLeasesResponse { header, leases: Vec::new() }.encode_to_vec();
+    for part in leases.chunks(LISTED_AT_ONCE_MAX) {
+        // Messages one behind the other are one message with the lists joined.
+        let leases = part.iter().map(|lease| LeaseStatus { id: lease.0 }).collect();
+        LeaseLeasesResponse { header: None, leases }
+            .encode(&mut message)
+            .expect("a Vec grows as needed");
+        if part.len() == LISTED_AT_ONCE_MAX {
+            tokio::task::yield_now().await;
+        }
+    }
+    Ok(Reply::encoded(&message))
 }
 
 /// Renews leases for as long as the client asks: one answer per question, in order.
@@ -116,4 +130,35 @@ pub(super) async fn keep_alive<M: Member>(
         outbox.send(Reply::message(&response)).await?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use futures::FutureExt as _;
+    use prost::bytes::Bytes;
+
+    use super::*;
+    use crate::{
+        api::{Settings, answer::PREFIX_BYTES, fake::Fake},
+        base::clock::Clock,
+    };
+
+    #[test]
+    fn long_list_is_written_in_parts_and_is_the_same_message() {
+        let count = 2 * LISTED_AT_ONCE_MAX + 5;
+        let ids: Vec<LeaseId> = (1..).take(count).map(LeaseId).collect();
+        let fake = Fake::default();
+        fake.with(|inner| inner.leases = ids.clone());
+        let edge = Edge::new(fake, Settings::default(), Clock::system());
+        let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
+        let bytes: Bytes = runtime.block_on(async {
+            let mut call =
+                Box::pin(leases(&edge, Caller::default(), LeaseLeasesRequest::default()));
+            assert!(call.as_mut().now_or_never().is_none(), "others have a turn in between");
+            call.await.expect("a list").payload.into_bytes()
+        });
+        let listed = LeaseLeasesResponse::decode(bytes.slice(PREFIX_BYTES..)).expect("a message");
+        assert_eq!(listed.header, Some(header::now(&edge.member)));
+        assert!(listed.leases.iter().map(|lease| LeaseId(lease.id)).eq(ids), "in their order");
+    }
 }

@@ -264,7 +264,10 @@ pub trait Member: Clone + Send + Sync + 'static {
     ) -> impl Future<Output = Result<Option<LeaseTime>, CallError>> + Send;
 
     /// Every lease, the one that ends first first.
-    fn leases(&self) -> Vec<LeaseId>;
+    ///
+    /// # Errors
+    /// - if the system has no thread for a long list.
+    fn leases(&self) -> impl Future<Output = Result<Vec<LeaseId>, CallError>> + Send;
 
     /// Waits until the rows below the compaction point are gone from the backend.
     ///

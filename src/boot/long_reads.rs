@@ -1,4 +1,4 @@
-//! Reads of everything, such as hashes.
+//! Reads of everything, such as hashes and lists of very many leases.
 //!
 //! Decides where they run: each on a thread of its own, so that no client waits behind one, and one
 //! at a time, so that they leave room for the rest. Called by `member`.
@@ -17,15 +17,18 @@ const LONG_READS_MAX: usize = 1;
 
 /// The turn of each.
 #[derive(Clone, Debug)]
-pub(super) struct LongReads(Arc<Semaphore>);
-
-impl Default for LongReads {
-    fn default() -> Self {
-        Self(Arc::new(Semaphore::new(LONG_READS_MAX)))
-    }
+pub(super) struct LongReads {
+    turns: Arc<Semaphore>,
+    priority: Priority,
 }
 
 impl LongReads {
+    /// Reads of one kind, on threads of this priority. One that holds locks which requests wait for
+    /// must not be put off in the midst of it.
+    pub(super) fn new(priority: Priority) -> Self {
+        Self { turns: Arc::new(Semaphore::new(LONG_READS_MAX)), priority }
+    }
+
     /// Runs `read` when its turn comes.
     ///
     /// # Errors
@@ -34,10 +37,10 @@ impl LongReads {
         &self,
         read: impl FnOnce() -> T + Send + 'static,
     ) -> Result<T, CallError> {
-        let turn = Arc::clone(&self.0).acquire_owned().await;
+        let turn = Arc::clone(&self.turns).acquire_owned().await;
         let turn = turn.expect("the semaphore is never closed");
         let (reply, answer) = oneshot::channel();
-        let spawned = thread::spawn("long-read", Priority::Background, move || {
+        let spawned = thread::spawn("long-read", self.priority, move || {
             // Nobody listens any more if the client went away.
             drop(reply.send(read()));
             drop(turn);

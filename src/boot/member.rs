@@ -37,6 +37,9 @@ use super::long_reads::LongReads;
 /// Parts of a backup between the thread that makes them and the one that sends them.
 const BACKUP_PARTS_MAX: usize = 4;
 
+/// Leases that are listed on the caller's thread, in less than half a millisecond.
+const LEASES_LISTED_HERE_MAX: usize = 4096;
+
 /// A member that runs in this process.
 #[derive(Clone, Debug)]
 pub(super) struct LocalMember {
@@ -45,6 +48,8 @@ pub(super) struct LocalMember {
     leases: LeaseCalls,
     members: MemberCalls,
     long_reads: LongReads,
+    /// Beside the others: milliseconds, not seconds, and under locks of the lease table.
+    lease_lists: LongReads,
 }
 
 impl LocalMember {
@@ -54,7 +59,9 @@ impl LocalMember {
         let checks =
             if config.strict_reconfig_check { QuorumChecks::Strict } else { QuorumChecks::Off };
         let members = MemberCalls::new(handle.clone(), checks);
-        Self { handle, quota, leases, members, long_reads: LongReads::default() }
+        let long_reads = LongReads::new(Priority::Background);
+        let lease_lists = LongReads::new(Priority::Normal);
+        Self { handle, quota, leases, members, long_reads, lease_lists }
     }
 
     /// The leases, wherever the leader is.
@@ -244,8 +251,12 @@ impl Member for LocalMember {
         self.handle.watch().streams().clone()
     }
 
-    fn leases(&self) -> Vec<LeaseId> {
-        self.handle.lessor().leases()
+    async fn leases(&self) -> Result<Vec<LeaseId>, CallError> {
+        let lessor = self.handle.lessor().clone();
+        if lessor.len() <= LEASES_LISTED_HERE_MAX {
+            return Ok(lessor.leases());
+        }
+        self.lease_lists.run(move || lessor.leases()).await
     }
 
     fn compaction_finished(
