@@ -56,5 +56,8 @@ bench-full: protoc
 	$(CARGO) build --release --locked --workspace
 	target/release/oxetcd-bench --full --report tools/bench/reports/full
 
-fuzz:
-	@echo "make $@ is not available yet" >&2; exit 1
+# Every property of the library with TIMES times as many random cases as in `make test`.
+TIMES ?= 50
+fuzz: protoc
+	PROPTEST_CASES=$$((256 * $(TIMES))) OXETCD_CASES_TIMES=$(TIMES) \
+		tools/run-tests --release -p oxetcd --lib

@@ -5,6 +5,8 @@
 //! simulator can stand in for it, and so that every queue is bounded. Used by all other modules;
 //! uses none of them.
 
+#[cfg(test)]
+pub mod cases;
 pub mod clock;
 pub mod courier;
 pub mod duration;

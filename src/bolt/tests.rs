@@ -8,6 +8,7 @@ use bytes::Bytes;
 use proptest::prelude::{Strategy, any, prop, prop_assert_eq, proptest};
 
 use super::{BoltError, Database, PAGE_BYTES, Planner, Writer};
+use crate::base::cases::cases;
 
 type Buckets = BTreeMap<Vec<u8>, BTreeMap<Vec<u8>, Vec<u8>>>;
 
@@ -218,7 +219,7 @@ fn any_buckets() -> impl Strategy<Value = Buckets> {
 }
 
 proptest! {
-    #![proptest_config(proptest::prelude::ProptestConfig::with_cases(48))]
+    #![proptest_config(cases(48))]
 
     #[test]
     fn whatever_is_written_is_read_back(buckets in any_buckets()) {

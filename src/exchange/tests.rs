@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, path::Path};
 
 use bytes::Bytes;
-use proptest::prelude::{ProptestConfig, Strategy, any, prop, prop_assert_eq, proptest};
+use proptest::prelude::{Strategy, any, prop, prop_assert_eq, proptest};
 use sha2::{Digest as _, Sha256};
 use tempfile::TempDir;
 use tokio::sync::mpsc;
@@ -13,6 +13,7 @@ use super::{
     receive_backup, run_backup, snapshot_file,
 };
 use crate::{
+    base::cases::cases,
     bolt::Database,
     model::{LogIndex, Revision, Row, RowRevision, Term},
     storage::{
@@ -135,7 +136,7 @@ fn any_content() -> impl Strategy<Value = Content> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(12))]
+    #![proptest_config(cases(12))]
 
     #[test]
     fn whatever_is_exported_comes_back_the_same(content in any_content()) {

@@ -24,6 +24,7 @@ use super::{
     view::{ReadError, View},
 };
 use crate::{
+    base::cases::cases,
     model::{KeyRange, LeaseId, Rejection, Revision, Row, RowRevision},
     storage::{
         Backend, BackendOptions, Table, Writer,
@@ -616,10 +617,6 @@ impl Pair {
             self.naive.rows_after(self.store.compacted()).iter().map(|fact| fact.at).collect();
         assert_eq!(stored, expected, "rows after all compactions");
     }
-}
-
-fn cases(cases: u32) -> ProptestConfig {
-    ProptestConfig { cases, failure_persistence: None, ..ProptestConfig::default() }
 }
 
 proptest! {

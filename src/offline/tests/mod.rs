@@ -14,7 +14,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use proptest::prelude::{ProptestConfig, Strategy, any, prop, prop_assert_eq, proptest};
+use proptest::prelude::{Strategy, any, prop, prop_assert_eq, proptest};
 use prost::Message;
 use proto::mvccpb::KeyValue;
 use sha2::{Digest as _, Sha256};
@@ -26,7 +26,7 @@ use super::{
     verify::{Verified, verify_backend},
 };
 use crate::{
-    base::random::Random,
+    base::{cases::cases, random::Random},
     exchange::{Adopted, EtcdFile, adopt, export},
     model::{LogIndex, Revision, Row, RowRevision},
     storage::{
@@ -136,7 +136,7 @@ fn text(path: &Path) -> &str {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(16))]
+    #![proptest_config(cases(16))]
 
     #[test]
     fn official_tool_finds_our_backups_sound_and_says_the_same_of_them(

@@ -5,7 +5,7 @@
 
 use bytes::Bytes;
 use proptest::prelude::{
-    Just, ProptestConfig, Strategy, any, prop, prop_assert, prop_assert_eq, prop_oneof, proptest,
+    Just, Strategy, any, prop, prop_assert, prop_assert_eq, prop_oneof, proptest,
 };
 use prost::Message;
 use proto::{
@@ -15,7 +15,10 @@ use proto::{
 };
 
 use super::member::Member;
-use crate::model::{Command, LogIndex, Outcome, Rejection, Request, RequestId};
+use crate::{
+    base::cases::cases,
+    model::{Command, LogIndex, Outcome, Rejection, Request, RequestId},
+};
 
 /// Few, so that commands meet.
 fn key() -> impl Strategy<Value = Bytes> {
@@ -189,7 +192,7 @@ fn apply_all(member: &mut Member, log: &[Request]) -> Vec<Outcome> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 48, ..ProptestConfig::default() })]
+    #![proptest_config(cases(48))]
 
     #[test]
     fn restarted_member_reaches_the_state_of_one_that_ran_through(

@@ -14,13 +14,15 @@ use std::{
 use proptest::{
     collection::vec,
     prelude::{Just, Strategy, any, prop_assert_eq, prop_oneof, proptest},
-    test_runner::Config,
 };
 use tempfile::TempDir;
 
 use super::*;
 use crate::{
-    base::thread::{Priority, spawn},
+    base::{
+        cases::cases,
+        thread::{Priority, spawn},
+    },
     storage::{Backend, BackendOptions, Table, keys, tables::FINISHED_COMPACT_REVISION},
 };
 
@@ -339,7 +341,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
 }
 
 proptest! {
-    #![proptest_config(Config::with_cases(24))]
+    #![proptest_config(cases(24))]
 
     #[test]
     fn backend_holds_what_was_asked_whatever_the_mixture(steps in steps()) {
