@@ -7,7 +7,7 @@
 //!
 //! Source: etcd `server/etcdserver/api/v3rpc/interceptor.go`.
 
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 
 use super::{
     caller::Caller,
@@ -33,14 +33,13 @@ pub enum Learner {
     Refused,
 }
 
-/// The verdict on the leader, for streams that need one: a number that grows with each loss.
-#[derive(Debug)]
-pub struct LeaderLosses(watch::Sender<u64>);
-
-impl Default for LeaderLosses {
-    fn default() -> Self {
-        Self(watch::Sender::new(0))
-    }
+/// The verdict on the leader, for streams that need one.
+#[derive(Debug, Default)]
+pub struct LeaderLosses {
+    /// Grows with each loss.
+    losses: watch::Sender<u64>,
+    /// A stream that needs a leader has come. Without one, nobody looks.
+    asked: Notify,
 }
 
 /// Lets a call pass, and says on whose behalf it runs.
@@ -73,7 +72,8 @@ impl LeaderLosses {
     /// Waits until the leader is lost for good. Without `requires_leader`, for ever.
     pub async fn next(&self, requires_leader: bool) {
         if requires_leader {
-            let mut losses = self.0.subscribe();
+            let mut losses = self.losses.subscribe();
+            self.asked.notify_one();
             if losses.changed().await.is_ok() {
                 return;
             }
@@ -81,13 +81,18 @@ impl LeaderLosses {
         std::future::pending::<()>().await;
     }
 
-    /// Looks for a leader once per election timeout, for as long as the process runs.
+    /// Looks for a leader once per election timeout while a stream needs one, for as long as the
+    /// process runs.
     pub async fn watch<M: Member>(&self, edge: &Edge<M>) {
         let mut looks = Looks::default();
         loop {
+            if self.losses.receiver_count() == 0 {
+                self.asked.notified().await;
+                looks = Looks::default();
+            }
             tokio::time::sleep(edge.settings.election_timeout).await;
             if looks.look(edge.member.position().leader) == Verdict::Lost {
-                self.0.send_modify(|losses| *losses += 1);
+                self.losses.send_modify(|losses| *losses += 1);
             }
         }
     }
@@ -112,7 +117,13 @@ impl Looks {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
+    use crate::{
+        api::{Settings, fake::Fake},
+        base::clock::Clock,
+    };
 
     #[test]
     fn streams_end_at_the_third_look_in_a_row_without_a_leader() {
@@ -122,5 +133,24 @@ mod tests {
         assert_eq!(looks.look(MemberId(1)), Verdict::Fine);
         assert_eq!([looks.look(none), looks.look(none)], [Verdict::Fine; 2]);
         assert_eq!([looks.look(none), looks.look(none)], [Verdict::Lost; 2]);
+    }
+
+    #[test]
+    fn stream_that_comes_after_another_has_gone_hears_of_the_loss() {
+        let fake = Fake::default();
+        fake.with(|inner| inner.leader = MemberId(0));
+        let settings =
+            Settings { election_timeout: Duration::from_millis(1), ..Settings::default() };
+        let edge = Edge::new(fake, settings, Clock::system());
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        runtime.expect("a runtime").block_on(async {
+            let mut watching = Box::pin(edge.leader_losses.watch(&edge));
+            for _ in 0..2 {
+                tokio::select! {
+                    () = &mut watching => unreachable!("it goes on for ever"),
+                    () = edge.leader_losses.next(true) => {}
+                }
+            }
+        });
     }
 }

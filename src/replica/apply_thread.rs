@@ -48,8 +48,9 @@ pub(super) enum ApplyInput {
 /// How often the thread looks whether the backend is durable up to a snapshot that was noted.
 const SNAPSHOT_LOOK: Duration = Duration::from_millis(50);
 
-/// How often the thread looks after background work while no entries come.
-const IDLE_LOOK: Duration = Duration::from_millis(500);
+/// How often the thread looks after background work while no entries come: an idle member wakes up
+/// rarely. Until then rows that have been flushed stay in memory.
+const IDLE_LOOK: Duration = Duration::from_secs(2);
 
 /// The pause between two pieces of background work, in which entries come first.
 const BACKGROUND_PAUSE: Duration = Duration::from_millis(1);

@@ -30,7 +30,7 @@ pub use compaction::Compaction;
 const LEASE_LOOK: Duration = Duration::from_millis(100);
 
 /// The same while none is due soon: an idle member wakes up rarely.
-const LEASE_LOOK_MAX: Duration = Duration::from_millis(500);
+const LEASE_LOOK_MAX: Duration = Duration::from_secs(1);
 
 /// Leases whose end is proposed together.
 const REVOKES_TOGETHER_MAX: usize = 64;

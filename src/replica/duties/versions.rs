@@ -28,7 +28,7 @@ const VERSION_LOOK: Duration = Duration::from_secs(4);
 const LEADER_LOOK: Duration = Duration::from_millis(20);
 
 /// The same, once the cluster has a version: then nobody waits for it.
-const LEADER_LOOK_LATER: Duration = Duration::from_secs(1);
+const LEADER_LOOK_LATER: Duration = Duration::from_secs(2);
 
 /// Keeps the cluster's version while this member leads.
 pub(super) async fn keep_cluster_version(handle: Handle) {
