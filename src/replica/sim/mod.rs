@@ -98,6 +98,8 @@ struct Weather {
     pauses: bool,
     members: bool,
     transfers: bool,
+    /// Election timeouts are nearly equal, so that several stand at a time.
+    rivals: bool,
     /// Members hear that a process has ended, also of one that has not.
     obituaries: bool,
     slow_disk: bool,
@@ -120,6 +122,7 @@ impl Plan {
             pauses: one_in(2),
             members: one_in(2),
             transfers: one_in(2),
+            rivals: one_in(2),
             obituaries: !one_in(4),
             slow_disk: one_in(3),
             slow_apply: one_in(3),

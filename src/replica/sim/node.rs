@@ -256,7 +256,8 @@ impl Node {
         }
         let raft_state = restart::raft_state(recovered, &at).map_err(|error| error.to_string())?;
         let mut dice = Random::from_seed(around.random.next());
-        let dice = Box::new(move |bound| dice.below(bound));
+        let bound_max = if around.plan.weather.rivals { 3 } else { u64::MAX };
+        let dice = Box::new(move |bound: u64| dice.below(bound.min(bound_max)));
         let raft = Raft::new(around.plan.raft(self.id), raft_state, dice);
         let raft = raft.map_err(|error| error.to_string())?;
         let settings = CoreSettings {

@@ -13,7 +13,7 @@ use super::{Bug, checks::Counts, world::World};
 /// Seeds of every run of the tests, in two halves that run side by side.
 const SEEDS: u64 = 240;
 /// Seeds within which a planted bug must be found.
-const SEEDS_FOR_A_BUG: u64 = 400;
+const SEEDS_FOR_A_BUG: u64 = 200;
 
 /// Events of a failed run that are shown; all of them with `SEED`.
 const TRACE_LINES: usize = 80;

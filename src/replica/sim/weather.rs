@@ -10,7 +10,7 @@ use super::{
     node::Fate,
     world::{Event, World, change},
 };
-use crate::{model::MemberId, replica::Input};
+use crate::{consensus::Role, model::MemberId, replica::Input};
 
 /// More members than a group ever has at a time.
 const MEMBERS_MAX: u64 = 5;
@@ -61,8 +61,28 @@ impl World {
             vote != 0 && vote != id.0 && raft.leader() == MemberId(0)
         });
         if has_voted && self.random.below(6) == 0 {
-            let at = self.now + 500 + self.random.below(TICK);
+            let at = self.now + 500 + self.random.below(TICK / 4);
             self.schedule(at, Event::Crash(id, life));
+        }
+    }
+
+    /// A member that begins to ask for votes may not be heard by another one, which asks as well.
+    pub(super) fn part_rivals(&mut self, id: MemberId) {
+        if !self.plan.weather.rivals || self.plan.calm_from <= self.now {
+            return;
+        }
+        let running = self.nodes[&id].running.as_ref();
+        let asks = running.is_some_and(|running| {
+            let role = running.core.raft().role();
+            matches!(role, Role::PreCandidate | Role::Candidate)
+        });
+        if asks && self.random.below(4) == 0 {
+            let ids: Vec<MemberId> = self.nodes.keys().copied().collect();
+            let rival = ids[index_below(&mut self.random, ids.len())];
+            self.network.cut(id, rival);
+            self.network.cut(rival, id);
+            self.partition += 1;
+            self.schedule(self.now + 3 * TICK, Event::Heal(self.partition));
         }
     }
 

@@ -199,7 +199,7 @@ impl World {
             Event::Restart(id, life) => self.restart(id, life),
             Event::Crash(id, life) => {
                 if self.nodes[&id].life == life {
-                    self.crash(id);
+                    self.crash_for(id, 1_000);
                 }
             }
             Event::Stop(id, life) => self.stop(id, life),
@@ -250,6 +250,7 @@ impl World {
         });
         self.note_position(id);
         self.crash_voter(id);
+        self.part_rivals(id);
         if let Some(running) = &self.nodes[&id].running {
             let at = running.next_tick;
             self.wake_replica(id, at);
@@ -508,6 +509,12 @@ impl World {
 
     /// Cuts the power of a member; it comes back later.
     pub(super) fn crash(&mut self, id: MemberId) {
+        let is_short = self.random.below(2) == 0;
+        let away = if is_short { self.random.below(TICK) } else { self.random.below(60 * TICK) };
+        self.crash_for(id, 1_000 + away);
+    }
+
+    fn crash_for(&mut self, id: MemberId, away: Micros) {
         if self.nodes[&id].running.is_none() {
             return;
         }
@@ -515,10 +522,8 @@ impl World {
         self.checks.counts.crashes += 1;
         self.take_down(id);
         self.announce_end(id);
-        let is_short = self.random.below(2) == 0;
-        let away = if is_short { self.random.below(TICK) } else { self.random.below(60 * TICK) };
         let life = self.nodes[&id].life;
-        self.schedule(self.now + 1_000 + away, Event::Restart(id, life));
+        self.schedule(self.now + away, Event::Restart(id, life));
     }
 
     fn take_down(&mut self, id: MemberId) {
