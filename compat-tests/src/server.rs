@@ -7,7 +7,6 @@
 use std::{
     fs::File,
     io::{BufRead, BufReader},
-    net::TcpListener,
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
     sync::{Arc, mpsc},
@@ -16,7 +15,7 @@ use std::{
 };
 
 use anyhow::{Context, bail};
-use oxetcd_tools::official;
+use oxetcd_tools::{official, ports::free_port};
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
@@ -71,11 +70,6 @@ pub struct Ended {
     pub status: ExitStatus,
     /// What it wrote to standard error in this start.
     pub log: String,
-}
-
-/// A port that nobody listens on now.
-fn free_port() -> anyhow::Result<u16> {
-    Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
 }
 
 /// Our binary: `OXETCD_BIN`, or what cargo built beside this test.

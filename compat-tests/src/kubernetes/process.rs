@@ -5,12 +5,12 @@
 
 use std::{
     fs::{self, File},
-    net::TcpListener,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
 };
 
 use anyhow::Context;
+use oxetcd_tools::ports::free_port;
 use tempfile::TempDir;
 
 /// What the token file gives the drill.
@@ -42,7 +42,7 @@ impl ApiServer {
     /// Starts `program` on the members at `endpoints`; it is ready later.
     pub(super) fn start(program: &Path, endpoints: &str) -> anyhow::Result<Self> {
         let dir = tempfile::tempdir()?;
-        let port = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
+        let port = free_port()?;
         fs::write(dir.path().join("tokens.csv"), format!("{TOKEN},drill,1,system:masters\n"))?;
         let (program, endpoints) = (program.to_path_buf(), endpoints.to_owned());
         let mut server = Self { program, endpoints, child: None, dir, port };

@@ -6,7 +6,7 @@
 
 use std::{
     fs::{self, File},
-    net::{Ipv4Addr, SocketAddr, TcpListener},
+    net::{Ipv4Addr, SocketAddr},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     time::{Duration, Instant},
@@ -16,6 +16,7 @@ use anyhow::{Context, bail};
 use rustix::process::{Pid, Signal, kill_process};
 
 use super::{caller::Caller, guard::Guard, probe::pause, usage};
+use crate::ports::free_port;
 
 /// How long a server may take until it answers: ten million keys are read at the start.
 const READY_MAX: Duration = Duration::from_secs(180);
@@ -76,10 +77,6 @@ pub struct Options {
     pub flags: Vec<String>,
     /// Members beside the first.
     pub companions: usize,
-}
-
-fn free_port() -> anyhow::Result<u16> {
-    Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
 }
 
 /// Removes directories of runs that were cut off: their name ends with the id of a process that is
