@@ -75,9 +75,13 @@ pub(super) async fn discovered(
     discovery: &DiscoverySrv,
 ) -> Result<Config, StartError> {
     let dns = Dns::of_system().map_err(StartError::Config)?;
+    let own = resolve_own(config).await;
     let (mut pairs, mut faults) = (Vec::new(), Vec::new());
     for service in Service::both(&discovery.service_suffix) {
-        let found = ask(&dns, &service, config, &discovery.domain).await;
+        let found = match &own {
+            Ok(own) => ask(&dns, &service, &config.name, own, &discovery.domain).await,
+            Err(why) => Err(why.clone()),
+        };
         log_found(&service, config, discovery, &found);
         match found {
             Ok(found) => pairs.extend(found),
@@ -117,18 +121,27 @@ fn log_found(
     );
 }
 
-async fn ask(
-    dns: &Dns,
-    service: &Service,
-    config: &Config,
-    domain: &str,
-) -> Result<Vec<String>, String> {
+/// Resolves what this member advertises to others.
+///
+/// # Errors
+/// With a sentence about the first host that has no address.
+async fn resolve_own(config: &Config) -> Result<Own, String> {
     let mut own = Own::new();
     for url in config.initial_advertise_peer_urls.iter().filter(|url| !url.is_unix()) {
         // Of the form of a port by its check; none is port 0, as in Go.
         let port = url.port().parse().unwrap_or(0);
         own.insert(address(url.host(), port).await?, url.clone());
     }
+    Ok(own)
+}
+
+async fn ask(
+    dns: &Dns,
+    service: &Service,
+    own_name: &str,
+    own: &Own,
+    domain: &str,
+) -> Result<Vec<String>, String> {
     let members = async {
         let mut targets = Vec::new();
         for SrvRecord { port, target: host, .. } in
@@ -137,7 +150,7 @@ async fn ask(
             let address = address(&host, port).await;
             targets.push(Target { host, port, address });
         }
-        members(service, &config.name, &own, &targets)
+        members(service, own_name, own, &targets)
     };
     let name = &service.name;
     members.await.map_err(|why| format!("error querying DNS SRV records for _{name} {why}"))
