@@ -24,29 +24,46 @@ fn lone_voter() -> Core {
     Core::new(raft, settings)
 }
 
-/// Carries effects out until nothing happens any more; entries that were applied.
-fn settle(core: &mut Core) -> Vec<Bytes> {
-    let mut applied = Vec::new();
+/// Carries effects out until nothing happens any more, with a disk that is done at once. `applied`
+/// hears of each entry that is to be applied. Gives what was sent, and those entries.
+fn carry_out(core: &mut Core, applied: fn(&mut Core, LogIndex)) -> (Vec<Message>, Vec<Entry>) {
+    let (mut sent, mut to_apply) = (Vec::new(), Vec::new());
     loop {
         let effects = core.take_effects();
         if effects.is_empty() {
-            return applied;
+            return (sent, to_apply);
         }
         for effect in effects {
             match effect {
                 Effect::Persist(batch) => core.handle(Input::Persisted(batch.number)),
                 Effect::Apply(entries) => {
-                    for entry in entries {
-                        core.note_applied(entry_index(&entry));
-                        applied.push(entry_data(&entry));
-                    }
+                    entries.iter().for_each(|entry| applied(core, entry_index(entry)));
+                    to_apply.extend(entries);
                 }
-                Effect::Send(messages) => assert_eq!(messages, [], "nobody to send to"),
+                Effect::Send(messages) => sent.extend(messages),
                 Effect::Install(snapshot) => panic!("nobody sent {snapshot:?}"),
                 Effect::ConfirmRead { .. } | Effect::Answer { .. } | Effect::Leadership(_) => {}
             }
         }
     }
+}
+
+/// Makes everything durable and applied, in a group of one; what was applied.
+fn settle(core: &mut Core) -> Vec<Bytes> {
+    let (sent, applied) = carry_out(core, Core::note_applied);
+    assert_eq!(sent, [], "nobody to send to");
+    applied.iter().map(entry_data).collect()
+}
+
+/// Makes everything durable and nothing applied; the last entry handed out for that.
+fn commit(core: &mut Core) -> LogIndex {
+    let (_, committed) = carry_out(core, |_, _| {});
+    committed.last().map_or(LogIndex(0), entry_index)
+}
+
+/// Makes everything durable and applied; what was sent.
+fn persist_all(core: &mut Core) -> Vec<Message> {
+    carry_out(core, Core::note_applied).0
 }
 
 #[test]
@@ -100,16 +117,7 @@ fn change_of_membership_may_follow_the_answer_to_the_one_before() {
     // Refused by the state machine, so a change of nobody.
     let change = || Box::new(ConfChange { node_id: Some(0), ..ConfChange::default() });
     core.handle(Input::ProposeConfChange(change()));
-    let mut index = LogIndex(0);
-    while index == LogIndex(0) {
-        for effect in core.take_effects() {
-            if let Effect::Persist(batch) = effect {
-                core.handle(Input::Persisted(batch.number));
-            } else if let Effect::Apply(entries) = effect {
-                index = entry_index(&entries[0]);
-            }
-        }
-    }
+    let index = commit(&mut core);
     let (id, outcome) = (RequestId(7), Ok(Answer::Done));
     core.handle(Input::ConfChange { index, change: change(), id, outcome });
     core.handle(Input::ProposeConfChange(change()));
@@ -155,30 +163,6 @@ fn acknowledges(index: LogIndex) -> Message {
         term: Some(1),
         index: Some(index.0),
         ..Message::default()
-    }
-}
-
-/// Carries effects out with a disk that is done at once; what was sent.
-fn persist_all(core: &mut Core) -> Vec<Message> {
-    let mut sent = Vec::new();
-    loop {
-        let effects = core.take_effects();
-        if effects.is_empty() {
-            return sent;
-        }
-        for effect in effects {
-            match effect {
-                Effect::Persist(batch) => core.handle(Input::Persisted(batch.number)),
-                Effect::Send(messages) => sent.extend(messages),
-                Effect::Apply(entries) => {
-                    core.note_applied(entry_index(entries.last().expect("some")));
-                }
-                Effect::Install(_)
-                | Effect::ConfirmRead { .. }
-                | Effect::Answer { .. }
-                | Effect::Leadership(_) => {}
-            }
-        }
     }
 }
 
@@ -274,24 +258,6 @@ fn reads_need_no_round_once_the_lone_voter_has_applied_its_log() {
     core.note_applied(committed);
     core.take_effects();
     assert!(core.leadership.reads_without_round);
-}
-
-/// Makes everything durable and nothing applied; the last entry handed out for that.
-fn commit(core: &mut Core) -> LogIndex {
-    let mut committed = LogIndex(0);
-    loop {
-        let effects = core.take_effects();
-        if effects.is_empty() {
-            return committed;
-        }
-        for effect in effects {
-            if let Effect::Persist(batch) = effect {
-                core.handle(Input::Persisted(batch.number));
-            } else if let Effect::Apply(entries) = effect {
-                committed = entries.last().map_or(committed, entry_index);
-            }
-        }
-    }
 }
 
 fn change(kind: ConfChangeType, id: u64) -> Box<ConfChange> {
