@@ -11,7 +11,7 @@ use std::{
 use super::{Bug, checks::Counts, world::World};
 
 /// Seeds of every run of the tests, in two halves that run side by side.
-const SEEDS: u64 = 240;
+const SEEDS: u64 = 300;
 /// Seeds within which a planted bug must be found.
 const SEEDS_FOR_A_BUG: u64 = 200;
 
