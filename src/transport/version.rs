@@ -48,8 +48,8 @@ pub(super) fn is_compatible(local: &str, headers: &HeaderMap) -> bool {
     }
 }
 
-/// Whether the peer whose answer has these headers offers streams to a server of
-/// version `local`; both kinds have come together.
+/// Whether the peer whose answer has these headers offers streams to a server of version `local`;
+/// both kinds have come together.
 pub(super) fn offers_stream(local: &str, headers: &HeaderMap) -> bool {
     let local = Minor::parse(local).expect("our own version is one");
     Minor::of(headers, "X-Server-Version").is_some_and(|remote| {
