@@ -62,7 +62,7 @@ impl World {
         });
         if has_voted && self.random.below(6) == 0 {
             let at = self.now + 500 + self.random.below(TICK / 4);
-            self.schedule(at, Event::Crash(id, life));
+            self.schedule(at, Event::CrashBriefly(id, life));
         }
     }
 

@@ -51,7 +51,8 @@ pub(super) enum Event {
     Client(usize),
     Start(MemberId, Vec<MemberId>),
     Restart(MemberId, u64),
-    Crash(MemberId, u64),
+    /// Cuts the power of a member for a millisecond.
+    CrashBriefly(MemberId, u64),
     Stop(MemberId, u64),
     Weather,
     Heal(u64),
@@ -197,7 +198,7 @@ impl World {
             Event::Client(client) => self.client(client),
             Event::Start(id, peers) => self.start(id, &peers),
             Event::Restart(id, life) => self.restart(id, life),
-            Event::Crash(id, life) => {
+            Event::CrashBriefly(id, life) => {
                 if self.nodes[&id].life == life {
                     self.crash_for(id, 1_000);
                 }
