@@ -2,9 +2,10 @@
 //!
 //! Decides what "the same as etcd" means: the same requests, sent to official etcd and to
 //! oxetcd, get the same answers after ids and times are made equal. Nothing here knows how either
-//! of them works inside. Used by the tests of this crate and by its binaries: `compat` (etcd's
-//! own suites, and Kubernetes on a group whose members are killed), `fault` (crashes under a ledger of acknowledged writes), `partition` (the same with
-//! a network that is cut) and `dns` (members that find one another by name).
+//! of them works inside. Used by the tests of this crate and by its binaries: `compat` (etcd's own
+//! suites, and Kubernetes on a group whose members are killed), `fault` (crashes under a ledger of
+//! acknowledged writes), `partition` (the same with a network that is cut) and `dns` (members that
+//! find one another by name).
 //!
 //! ```text
 //!   Script --run--> official etcd --> Transcript --+

@@ -44,7 +44,7 @@ const ANSWER_MAX: Duration = Duration::from_secs(65);
 const INSIST_MAX: Duration = Duration::from_secs(90);
 
 /// Between two tries.
-const PAUSE: Duration = Duration::from_millis(50);
+pub(super) const PAUSE: Duration = Duration::from_millis(50);
 
 /// One request.
 #[derive(Clone, Debug)]

@@ -6,7 +6,6 @@
 use std::{
     collections::BTreeMap,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
 };
 
 use anyhow::{Context, ensure};
@@ -15,10 +14,7 @@ use http_body_util::BodyExt as _;
 use serde_json::Value;
 use tokio::time::sleep;
 
-use super::client::{Caller, Endpoint, Request, version};
-
-/// Between two tries.
-const PAUSE: Duration = Duration::from_millis(50);
+use super::client::{Caller, Endpoint, PAUSE, Request, version};
 
 /// Objects and their versions, by namespace and name.
 pub(super) type Objects = BTreeMap<String, u64>;
