@@ -3,13 +3,11 @@
 //!
 //! `OXETCD_SEED` runs one seed, `OXETCD_SEEDS` that many.
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
-
 use proto::raftpb::{
     ConfChange, ConfChangeSingle, ConfChangeTransition, ConfChangeType, ConfChangeV2,
 };
 
-use super::cluster::Cluster;
+use super::{cluster::Cluster, run_seeds};
 use crate::{
     consensus::{ApplyWhen, CommitWrites, Config, SnapshotReport},
     model::MemberId,
@@ -27,29 +25,14 @@ struct Weather {
 }
 
 fn run(name: &str, config: fn(MemberId) -> Config, weather: Weather) {
-    let number = |name| std::env::var(name).ok().map(|text| text.parse::<u64>().unwrap());
-    let seeds = match number("OXETCD_SEED") {
-        Some(seed) => seed..seed + 1,
-        None => 0..number("OXETCD_SEEDS").unwrap_or(SEEDS),
-    };
-    let count = seeds.end - seeds.start;
-    let (mut reads, mut snapshots) = (0, 0);
-    for seed in seeds {
-        let result = catch_unwind(AssertUnwindSafe(|| run_seed(seed, config, weather)));
-        match result {
-            Ok(cluster) => {
-                reads += cluster.reads_answered;
-                snapshots += cluster.snapshots_installed;
-            }
-            Err(cause) => {
-                let text = cause.downcast_ref::<String>().map(String::as_str);
-                let text = text.or_else(|| cause.downcast_ref::<&str>().copied()).unwrap_or("?");
-                panic!("{name}, OXETCD_SEED={seed}: {text}");
-            }
-        }
-    }
+    let seen = run_seeds(name, SEEDS, |seed| {
+        let cluster = run_seed(seed, config, weather);
+        (cluster.reads_answered, cluster.snapshots_installed)
+    });
+    let reads: usize = seen.iter().map(|(reads, _)| reads).sum();
+    let snapshots: usize = seen.iter().map(|(_, snapshots)| snapshots).sum();
     let is_vacuous = reads == 0 || snapshots == 0;
-    assert!(count < 10 || !is_vacuous, "{name}: {reads} reads, {snapshots} snapshots");
+    assert!(seen.len() < 10 || !is_vacuous, "{name}: {reads} reads, {snapshots} snapshots");
 }
 
 fn run_seed(seed: u64, config: fn(MemberId) -> Config, weather: Weather) -> Cluster {

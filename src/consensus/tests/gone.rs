@@ -1,7 +1,8 @@
 //! A follower that hears that its leader's process has ended.
 
-use proto::raftpb::{ConfState, Message, MessageType};
+use proto::raftpb::{ConfState, MessageType};
 
+use super::{finish, from};
 use crate::{
     consensus::{Config, Raft, RaftState, Role},
     model::MemberId,
@@ -25,27 +26,8 @@ fn with_pre_vote() -> Raft {
     follower(Config::new(MemberId(1)))
 }
 
-fn from(id: u64, kind: MessageType, term: u64) -> Message {
-    Message {
-        r#type: Some(kind.into()),
-        from: Some(id),
-        to: Some(1),
-        term: Some(term),
-        ..Message::default()
-    }
-}
-
 fn sent(raft: &mut Raft) -> Vec<(u64, MessageType)> {
-    let mut sent = Vec::new();
-    while let Some(ready) = raft.ready() {
-        let batch = ready.batch.map(|batch| {
-            raft.persisted(batch.number);
-            batch.messages
-        });
-        let messages = ready.messages.into_iter().chain(batch.into_iter().flatten());
-        sent.extend(messages.map(|message| (message.to(), message.r#type())));
-    }
-    sent
+    finish(raft).iter().map(|message| (message.to(), message.r#type())).collect()
 }
 
 /// What is sent in the next `count` ticks, with the tick.

@@ -6,6 +6,7 @@ use proto::raftpb::{
     Snapshot, SnapshotMetadata,
 };
 
+use super::{finish, from};
 use crate::{
     consensus::{
         Batch, Config, ProgressState, ProposeError, Raft, RaftState, Ready, Role, StepError,
@@ -33,34 +34,8 @@ fn three(terms: &[u64]) -> Raft {
     member(&[1, 2, 3], terms, Config { pre_vote: false, ..Config::new(MemberId(1)) })
 }
 
-fn from(id: u64, kind: MessageType, term: u64) -> Message {
-    Message {
-        r#type: Some(kind.into()),
-        from: Some(id),
-        to: Some(1),
-        term: Some(term),
-        ..Message::default()
-    }
-}
-
 fn ready(raft: &mut Raft) -> Ready {
     raft.ready().unwrap_or_default()
-}
-
-/// Takes what is ready, reports it durable and applied, and gives all messages.
-fn finish(raft: &mut Raft) -> Vec<Message> {
-    let mut messages = Vec::new();
-    while let Some(ready) = raft.ready() {
-        messages.extend(ready.messages);
-        if let Some(batch) = ready.batch {
-            messages.extend(batch.messages);
-            raft.persisted(batch.number);
-        }
-        if let Some(entry) = ready.committed.last() {
-            raft.applied(entry_index(entry));
-        }
-    }
-    messages
 }
 
 /// Makes a member of a group of three the leader, with 2's vote.

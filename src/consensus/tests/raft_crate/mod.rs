@@ -32,7 +32,7 @@ use self::{
     ours::Ours,
     theirs::Theirs,
 };
-use super::cluster::Seeded;
+use super::{cluster::Seeded, run_seeds};
 use crate::model::{LogIndex, Term};
 
 const MEMBERS: u64 = 5;
@@ -42,6 +42,7 @@ const SEEDS: u64 = 30;
 
 /// A group of both kinds, and what must be true of it.
 struct Group {
+    is_ours: fn(u64) -> bool,
     members: BTreeMap<u64, Box<dyn Member>>,
     network: Vec<Message>,
     random: Seeded,
@@ -82,6 +83,7 @@ impl Group {
         let mut members: BTreeMap<_, _> = members.collect();
         members.values_mut().for_each(|member| member.start());
         Self {
+            is_ours,
             members,
             network: Vec::new(),
             random,
@@ -104,14 +106,14 @@ impl Group {
     }
 
     /// Lets `id` do its work, and checks what came of it.
-    fn turn(&mut self, id: u64, is_ours: fn(u64) -> bool) {
+    fn turn(&mut self, id: u64) {
         let Some(member) = self.member(id) else { return };
         let turn = member.turn();
         let leads = member.leads();
         if let Some(term) = leads {
             let first = *self.leaders.entry(term).or_insert(id);
             assert_eq!(first, id, "two lead term {term}");
-            self.seen.kinds_that_led.insert(is_ours(id));
+            self.seen.kinds_that_led.insert((self.is_ours)(id));
         }
         if let Some((index, conf_state)) = turn.installed {
             let (_, known) = self.conf_states.range(..=index).next_back().expect("founders");
@@ -136,7 +138,7 @@ impl Group {
             self.seen.reads += 1;
         }
         self.network.extend(turn.messages);
-        if is_removed && leads.is_some() && !is_ours(id) {
+        if is_removed && leads.is_some() && !(self.is_ours)(id) {
             self.members.get_mut(&id).expect("it had a turn").crash();
         }
     }
@@ -228,7 +230,7 @@ impl Group {
     }
 
     /// Without further trouble there is a leader, and every member knows what it knows.
-    fn settle(&mut self, is_ours: fn(u64) -> bool) {
+    fn settle(&mut self) {
         self.cut = None;
         self.members.values_mut().for_each(|member| member.start());
         let mut target = None;
@@ -236,7 +238,7 @@ impl Group {
             for id in 1..=MEMBERS {
                 let Some(member) = self.member(id) else { continue };
                 member.tick();
-                self.turn(id, is_ours);
+                self.turn(id);
             }
             for message in std::mem::take(&mut self.network) {
                 self.hand_over(message, true);
@@ -267,8 +269,8 @@ impl Group {
             .members
             .iter()
             .map(|(id, member)| {
-                let (leads, applied) = (member.leads(), member.applied());
-                format!("{id}: ours={} leads={leads:?} applied={applied}", is_ours(*id))
+                let (ours, leads) = ((self.is_ours)(*id), member.leads());
+                format!("{id}: ours={ours} leads={leads:?} applied={}", member.applied())
             })
             .collect();
         panic!("the group did not settle:\n{}\n{:?}", members.join("\n"), self.conf_states);
@@ -292,38 +294,22 @@ fn sorted(mut conf_state: ConfState) -> ConfState {
 }
 
 fn run(name: &str, is_ours: fn(u64) -> bool) {
-    let number = |name| std::env::var(name).ok().map(|text| text.parse::<u64>().unwrap());
-    let seeds = match number("OXETCD_SEED") {
-        Some(seed) => seed..seed + 1,
-        None => 0..number("OXETCD_SEEDS").unwrap_or(SEEDS),
-    };
-    let count = seeds.end - seeds.start;
-    let mut total = Seen::default();
-    for seed in seeds {
-        let result = std::panic::catch_unwind(|| {
-            let mut group = Group::new(seed, is_ours);
-            for _ in 0..ACTIONS {
-                group.act();
-                for id in 1..=MEMBERS {
-                    group.turn(id, is_ours);
-                }
-            }
-            group.settle(is_ours);
-            group.seen
-        });
-        match result {
-            Ok(seen) => {
-                total.kinds_that_led.extend(seen.kinds_that_led);
-                total.snapshots += seen.snapshots;
-                total.reads += seen.reads;
-                total.changes += seen.changes;
-            }
-            Err(cause) => {
-                let text = cause.downcast_ref::<String>().map(String::as_str);
-                let text = text.or_else(|| cause.downcast_ref::<&str>().copied()).unwrap_or("?");
-                panic!("{name}, OXETCD_SEED={seed}: {text}");
-            }
+    let all = run_seeds(name, SEEDS, |seed| {
+        let mut group = Group::new(seed, is_ours);
+        for _ in 0..ACTIONS {
+            group.act();
+            (1..=MEMBERS).for_each(|id| group.turn(id));
         }
+        group.settle();
+        group.seen
+    });
+    let count = all.len();
+    let mut total = Seen::default();
+    for seen in all {
+        total.kinds_that_led.extend(seen.kinds_that_led);
+        total.snapshots += seen.snapshots;
+        total.reads += seen.reads;
+        total.changes += seen.changes;
     }
     let is_vacuous = total.kinds_that_led.len() < 2
         || total.snapshots == 0
