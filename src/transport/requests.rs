@@ -240,12 +240,19 @@ mod tests {
 
     const SOON: Duration = Duration::from_secs(5);
 
-    /// Runs `body` against a peer that answers one connection with `answer`; what it was sent.
-    fn against(answer: &'static str, body: impl AsyncFnOnce(String)) -> String {
+    /// Runs `body` with a listener and its URL.
+    fn with_listener<T>(body: impl AsyncFnOnce(TcpListener, String) -> T) -> T {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
         runtime.expect("a runtime").block_on(async {
             let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
             let url = format!("http://{}", listener.local_addr().expect("its address"));
+            body(listener, url).await
+        })
+    }
+
+    /// Runs `body` against a peer that answers one connection with `answer`; what it was sent.
+    fn against(answer: &'static str, body: impl AsyncFnOnce(String)) -> String {
+        with_listener(async |listener, url| {
             let peer = task::spawn(async move {
                 let (mut stream, _) = listener.accept().await.expect("one connection");
                 let mut received = vec![0; 4096];
@@ -281,10 +288,7 @@ mod tests {
 
     #[test]
     fn a_kept_connection_serves_one_request_after_the_other() {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-        runtime.expect("a runtime").block_on(async {
-            let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
-            let url = format!("http://{}", listener.local_addr().expect("its address"));
+        with_listener(async |listener, url| {
             let peer = task::spawn(async move {
                 let (mut stream, _) = listener.accept().await.expect("one connection");
                 for _ in 0..2 {
@@ -316,10 +320,7 @@ mod tests {
 
     #[test]
     fn silence_ends_with_the_time() {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-        runtime.expect("a runtime").block_on(async {
-            let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
-            let url = format!("http://{}", listener.local_addr().expect("its address"));
+        with_listener(async |_listener, url| {
             let refused = PeerRequest::get(&url, "/", Duration::from_millis(20)).send().await;
             assert!(matches!(refused, Err(RequestError::Timeout)), "{refused:?}");
             for url in ["https://127.0.0.1:1", "unix://x"] {
