@@ -7,7 +7,7 @@ use proto::raftpb::{Message, MessageType};
 
 use super::{
     Raft, Role,
-    message::{self, Body, EntryId, Received, TRANSFER_CONTEXT, VoteKind},
+    message::{self, EntryId, Received, TRANSFER_CONTEXT, VoteKind},
     quorum::VoteResult,
     ready::OwnVote,
 };
@@ -192,20 +192,7 @@ impl Raft {
     pub(super) fn log_ignored_vote(&self, received: &Received) {
         let ours = self.log.last();
         let remaining = self.config.election_ticks.saturating_sub(self.election_elapsed);
-        let theirs = match &received.body {
-            Body::Vote { last, .. } => *last,
-            Body::Propose(_)
-            | Body::Append(_)
-            | Body::AppendAnswer(_)
-            | Body::VoteAnswer { .. }
-            | Body::Snapshot(_)
-            | Body::Heartbeat { .. }
-            | Body::HeartbeatAnswer { .. }
-            | Body::TransferLeader
-            | Body::TimeoutNow
-            | Body::ReadIndex { .. }
-            | Body::ReadIndexAnswer { .. } => EntryId::default(),
-        };
+        let theirs = received.body.candidate().map_or(EntryId::default(), |(_, last)| last);
         tracing::info!(target: "raft",
             "{} [logterm: {}, index: {}, vote: {}] ignored {} from {} [logterm: {}, index: {}] at \
              term {}: lease is not expired (remaining ticks: {remaining})", self.config.id,
@@ -215,22 +202,9 @@ impl Raft {
 
     /// Refuses a candidate that asks about an earlier term, so that it learns of the later one.
     pub(super) fn refuse_vote(&mut self, received: &Received) {
-        match received.body {
-            Body::Vote { kind, last, .. } => {
-                self.log_vote(received.from, kind, last, "rejected");
-                self.send_refusal(received.from, kind);
-            }
-            Body::Propose(_)
-            | Body::Append(_)
-            | Body::AppendAnswer(_)
-            | Body::VoteAnswer { .. }
-            | Body::Snapshot(_)
-            | Body::Heartbeat { .. }
-            | Body::HeartbeatAnswer { .. }
-            | Body::TransferLeader
-            | Body::TimeoutNow
-            | Body::ReadIndex { .. }
-            | Body::ReadIndexAnswer { .. } => {}
+        if let Some((kind, last)) = received.body.candidate() {
+            self.log_vote(received.from, kind, last, "rejected");
+            self.send_refusal(received.from, kind);
         }
     }
 

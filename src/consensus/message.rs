@@ -114,6 +114,24 @@ impl Body {
         }
     }
 
+    /// What a request for a vote asks for, and where the candidate's log ends.
+    pub(super) const fn candidate(&self) -> Option<(VoteKind, EntryId)> {
+        match self {
+            Self::Vote { kind, last, .. } => Some((*kind, *last)),
+            Self::Propose(_)
+            | Self::Append(_)
+            | Self::AppendAnswer(_)
+            | Self::VoteAnswer { .. }
+            | Self::Snapshot(_)
+            | Self::Heartbeat { .. }
+            | Self::HeartbeatAnswer { .. }
+            | Self::TransferLeader
+            | Self::TimeoutNow
+            | Self::ReadIndex { .. }
+            | Self::ReadIndexAnswer { .. } => None,
+        }
+    }
+
     /// Whether only a member that was asked can send this.
     pub(super) const fn is_answer(&self) -> bool {
         match self {
