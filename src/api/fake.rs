@@ -9,6 +9,7 @@ use std::{
         Arc, Mutex,
         atomic::{AtomicU32, Ordering},
     },
+    time::Duration,
 };
 
 use bytes::Bytes;
@@ -256,6 +257,10 @@ impl Member for Fake {
             committed: LogIndex(12),
             applied: LogIndex(11),
         }
+    }
+
+    fn gathers_until(&self) -> Duration {
+        Duration::ZERO
     }
 
     fn new_request_id(&self) -> RequestId {

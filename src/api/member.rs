@@ -5,7 +5,7 @@
 //! Everything that a service may ask for stands here, which makes this file the list of what the
 //! edge depends on.
 
-use std::{future::Future, io, sync::Arc};
+use std::{future::Future, io, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use proto::etcdserverpb::{self as pb, AlarmMember, RangeRequest, TxnRequest};
@@ -237,6 +237,10 @@ pub trait Member: Clone + Send + Sync + 'static {
 
     /// Where the member stands now.
     fn position(&self) -> Position;
+
+    /// Until when proposals are gathered that will be written together, in the clock's time: one
+    /// that comes earlier is not answered sooner. In the past while none are.
+    fn gathers_until(&self) -> Duration;
 
     /// An id that no other request of the cluster has.
     fn new_request_id(&self) -> RequestId;

@@ -12,22 +12,29 @@
 //!                              `--> wakes 100 tasks, no system call
 //! ```
 //!
+//! A thread may also sleep beside its runtime, which then hears of nothing but what is handed over.
+//!
 //! Invariants
 //! - C1 A waker that was handed over is woken, even if the runtime stops meanwhile.
+//! - C2 What is handed over ends the sleep of its thread, or keeps it from sleeping.
 
 use std::{
     cell::RefCell,
     future::poll_fn,
     mem,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
     task::{Context, Poll, Waker},
+    time::Duration,
 };
 
 use super::task;
 
 /// The way into one thread's runtime.
 #[derive(Debug, Default)]
-pub struct Courier(Mutex<State>);
+pub struct Courier {
+    state: Mutex<State>,
+    handed_over: Condvar,
+}
 
 /// Wakers on their way, by courier.
 #[derive(Debug, Default)]
@@ -37,6 +44,7 @@ pub struct Rounds(Vec<(Arc<Courier>, Vec<Waker>)>);
 struct State {
     wakers: Vec<Waker>,
     task: Option<Waker>,
+    asleep: bool,
     /// The runtime has stopped, and the courier's task with it.
     gone: bool,
 }
@@ -67,6 +75,24 @@ impl Courier {
         courier
     }
 
+    /// Makes the calling thread sleep for `time`, but no longer than until its courier gets
+    /// something. Meanwhile nothing else that happens to its runtime is noticed.
+    pub fn sleep_on_this_thread(time: Duration) {
+        if let Some(courier) = OF_THIS_THREAD.with_borrow(Option::clone) {
+            courier.sleep(time);
+        }
+    }
+
+    fn sleep(&self, time: Duration) {
+        let mut state = self.lock();
+        state.asleep = true;
+        let waited = self.handed_over.wait_timeout_while(state, time, |state| {
+            // C2. Without a task nobody would notice what is handed over.
+            state.wakers.is_empty() && state.task.is_some()
+        });
+        waited.unwrap_or_else(PoisonError::into_inner).0.asleep = false;
+    }
+
     fn hand_over(&self, wakers: Vec<Waker>) {
         let mut state = self.lock();
         if state.gone {
@@ -74,16 +100,19 @@ impl Courier {
             return wakers.into_iter().for_each(Waker::wake);
         }
         state.wakers.extend(wakers);
-        let task = state.task.take();
+        let (task, asleep) = (state.task.take(), state.asleep);
         drop(state);
         if let Some(task) = task {
             task.wake();
+        }
+        if asleep {
+            self.handed_over.notify_one();
         }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
         // Nothing panics half-way through a change, so a poisoned state is still whole.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -177,5 +206,35 @@ mod tests {
         let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
         let next = runtime.block_on(async { Courier::of_this_thread() });
         assert!(!Arc::ptr_eq(&courier, &next), "a new runtime needs a new courier");
+    }
+
+    #[test]
+    fn sleeping_thread_is_roused_by_what_is_handed_over() {
+        const LONG: Duration = Duration::from_secs(600);
+        let count = Arc::<Count>::default();
+        let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
+        runtime.block_on(async {
+            let courier = Courier::of_this_thread();
+            Courier::sleep_on_this_thread(LONG);
+            assert!(!courier.lock().asleep, "nobody would have noticed: its task has not begun");
+            while courier.lock().task.is_none() {
+                tokio::task::yield_now().await;
+            }
+
+            let (sent, other) = (Arc::clone(&count), Arc::clone(&courier));
+            let helper = std::thread::spawn(move || {
+                while !other.lock().asleep {
+                    std::thread::yield_now();
+                }
+                send(&sent, &other, 1);
+            });
+            Courier::sleep_on_this_thread(LONG);
+            helper.join().expect("it does not panic");
+            Courier::sleep_on_this_thread(LONG);
+            assert_eq!(count.0.load(Ordering::Relaxed), 0, "C2: it waits for the task");
+            while count.0.load(Ordering::Relaxed) < 1 {
+                tokio::task::yield_now().await;
+            }
+        });
     }
 }

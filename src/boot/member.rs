@@ -213,6 +213,10 @@ impl Member for LocalMember {
         }
     }
 
+    fn gathers_until(&self) -> Duration {
+        self.handle.gathers_until()
+    }
+
     fn new_request_id(&self) -> RequestId {
         self.handle.new_request_id()
     }

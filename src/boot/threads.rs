@@ -8,7 +8,7 @@
 //! | `flush` | `storage::flusher` | its handles are gone |
 //! | `hash` | hashes of compactions | the apply thread is gone |
 //! | `scrub` | `boot::scrub` | the rest has ended |
-//! | `watch-N` | `watch::thread::Lane` | it is stopped |
+//! | `watch-N` | `watch::thread::WatchThread` | it is stopped |
 //! | `log` | `replica::LogThread` | the replica thread is gone |
 //! | `apply` | `replica::ApplyThread` | the replica thread is gone |
 //! | `peer` | `transport::Service` | it is stopped |
@@ -102,7 +102,7 @@ impl Threads {
         let (flusher, inbox) = mailbox(machine.applied(), view.revision(), finished_compaction);
         let term = Arc::new(AtomicU64::new(0));
         let identity = Identity { cluster, member };
-        let (watch, lanes) = start_watch(config, clock, identity, &view, &term);
+        let (watch, watch_threads) = start_watch(config, clock, identity, &view, &term);
         let (transport, service) =
             transport::transport(transport_settings(config, member, cluster), clock.clone());
         for (peer, urls) in peers {
@@ -139,8 +139,8 @@ impl Threads {
         joins.push(start_thread("peer", Priority::Normal, move || {
             or_die("peer", service.run(peer_listeners, local));
         })?);
-        for lane in lanes {
-            joins.push(start_thread("watch-0", Priority::Normal, move || lane.run())?);
+        for thread in watch_threads {
+            joins.push(start_thread("watch-0", Priority::Normal, move || thread.run())?);
         }
         // These end with the last handle, which a client's connection may still hold.
         start_thread("hash", Priority::Background, move || run_hashes(hashes))?;
@@ -211,7 +211,7 @@ fn start_watch(
     identity: Identity,
     view: &View,
     term: &Arc<AtomicU64>,
-) -> (watch::thread::Handle<View>, Vec<watch::thread::Lane<View>>) {
+) -> (watch::thread::Handle<View>, Vec<watch::thread::WatchThread<View>>) {
     let settings = hub::Settings {
         identity,
         fragment_bytes_max: config.max_request_bytes + REQUEST_OVERHEAD_BYTES,

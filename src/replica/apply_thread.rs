@@ -115,6 +115,7 @@ impl ApplyThread {
         self.snapshots.installed(position(snapshot));
         let applied = self.publish();
         self.shared.applied.set(applied);
+        self.tell_watchers();
         drop(self.replica.send_reserved(Input::Installed));
         Ok(())
     }
@@ -185,6 +186,7 @@ impl ApplyThread {
         let input = Input::ConfChange { index, change: Box::new(change), id, outcome };
         drop(self.replica.send_reserved(input));
         self.shared.applied.set(applied);
+        self.tell_watchers();
     }
 
     fn promote_lessor(&self, term: Term) {
@@ -235,6 +237,13 @@ impl ApplyThread {
         applied
     }
 
+    /// Has watchers hear of what is visible, if no answers go out with it.
+    fn tell_watchers(&self) {
+        let mut rounds = Rounds::default();
+        self.watch.deliver(&mut rounds);
+        rounds.go();
+    }
+
     /// Makes the batch visible, then tells whoever waits for it (R1).
     fn show(&mut self, answers: Answers) {
         if self.shared.applied.get() < self.machine.applied() {
@@ -243,6 +252,7 @@ impl ApplyThread {
             let shown = i64::try_from(applied.0).unwrap_or(i64::MAX);
             super::metrics::PROPOSALS_APPLIED.set(shown);
             let mut rounds = Rounds::default();
+            self.watch.deliver(&mut rounds);
             for (id, outcome) in answers {
                 if let Some(reply) = self.shared.pending.remove(id) {
                     reply.send(Ok(outcome), &mut rounds);

@@ -32,10 +32,10 @@ use std::time::Duration;
 /// How long a write waits for company at most: as long as official etcd takes for a put at the
 /// rates at which it pays to wait. Half of it cost a quarter more processor time at 10,000 per
 /// second.
-const WAIT_MAX: Duration = Duration::from_millis(1);
+const WAIT_MAX: Duration = Duration::from_micros(1_500);
 
 /// A batch of so many proposals is written at once, and no wait is longer than it takes to get one.
-const BATCH_ENOUGH: u64 = 12;
+const BATCH_ENOUGH: u64 = 18;
 
 /// How many times larger waiting must make a batch to be worth its while.
 const GAIN_MIN: u64 = 4;

@@ -352,6 +352,13 @@ impl Handle {
         drop(self.0.inputs.send_reserved(Input::SnapshotSent(member, report)));
     }
 
+    /// Until when proposals are gathered that will be written together, in the clock's time: one
+    /// that comes earlier is not answered sooner. In the past while none are.
+    #[must_use]
+    pub fn gathers_until(&self) -> Duration {
+        Duration::from_micros(self.0.shared.gathers_until_us.load(Ordering::Relaxed))
+    }
+
     /// Whether the replica thread has ticked lately. If it has not, as after a pause of the process,
     /// what it shows of the leader may be long over.
     #[must_use]

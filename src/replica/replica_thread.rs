@@ -127,10 +127,19 @@ impl ReplicaThread {
         }
         let before = inputs.len();
         if let Advice::Wait(time) = self.group_commit.advise(before, self.shared.clock.now()) {
+            self.show_gathering(time);
             thread::pause(time);
             self.inputs.take(inputs);
             self.group_commit.joined(inputs.len() - before);
+            // What comes during the write will wait as long.
+            self.show_gathering(time);
         }
+    }
+
+    fn show_gathering(&self, time: Duration) {
+        let until = (self.shared.clock.now() + time).as_micros();
+        let until = u64::try_from(until).unwrap_or(0);
+        self.shared.gathers_until_us.store(until, Ordering::Relaxed);
     }
 
     fn take_in(&mut self, input: Input) {

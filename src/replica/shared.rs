@@ -44,6 +44,9 @@ pub(super) struct Shared {
     /// Written by the replica thread: this member is alone and has applied all that anybody can have
     /// been told of, so its published view is linearizable without asking anybody.
     pub(super) reads_without_round: AtomicBool,
+    /// Written by the replica thread: until when, in microseconds of the clock, it gathers
+    /// proposals for the next write of the log, if it does.
+    pub(super) gathers_until_us: AtomicU64,
     /// Written by whoever starts the shutdown.
     pub(super) stopping: AtomicBool,
     /// Told by the apply thread when this member is not one any more.
@@ -92,6 +95,7 @@ impl Shared {
             leader_since_ms: AtomicU64::new(0),
             awake_until_ms: AtomicU64::new(0),
             reads_without_round: AtomicBool::new(false),
+            gathers_until_us: AtomicU64::new(0),
             stopping: AtomicBool::new(false),
             removed: Notify::new(),
             pending: Pending::new(),

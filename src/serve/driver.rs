@@ -44,6 +44,7 @@ use super::{
     life::{Life, Verdict},
     options::Traffic,
     requests::{Asked, Reader, Speaks},
+    rest,
 };
 use crate::{
     api::{
@@ -491,6 +492,7 @@ where
                 }
             }
             Some(Work::Streaming(_, Some(inlet))) => {
+                rest::call_goes_on();
                 inlet.push(data);
                 if last {
                     inlet.end();
@@ -518,6 +520,11 @@ where
         let run =
             async move { Outcome::Grpc(api::unary(edge, rpc, remote, metadata, message).await) };
         self.run(key, Box::pin(run));
+        if self.calls.get(key).is_some() {
+            rest::call_waits();
+        } else {
+            rest::call_goes_on();
+        }
     }
 
     fn poll_woken(&mut self) -> Result<bool, Over> {
@@ -557,16 +564,14 @@ where
 
     fn run(&mut self, key: Key, mut run: Run) {
         let waker = self.calls.waker(key);
-        match run.as_mut().poll(&mut Context::from_waker(waker)) {
-            Poll::Pending => self.calls.put(key, Work::Running(run)),
-            Poll::Ready(Outcome::Grpc(Ok(Payload::Whole(message)))) => {
-                self.core.answer(key, message);
-            }
-            Poll::Ready(Outcome::Grpc(Ok(Payload::Rows(rows)))) => {
-                self.stream(key, Body::Rows(rows), None);
-            }
-            Poll::Ready(Outcome::Grpc(Err(failure))) => self.fail(key, &failure),
-            Poll::Ready(Outcome::Plain(response)) => self.answer_plain(key, response),
+        let Poll::Ready(outcome) = run.as_mut().poll(&mut Context::from_waker(waker)) else {
+            return self.calls.put(key, Work::Running(run));
+        };
+        match outcome {
+            Outcome::Grpc(Ok(Payload::Whole(message))) => self.core.answer(key, message),
+            Outcome::Grpc(Ok(Payload::Rows(rows))) => self.stream(key, Body::Rows(rows), None),
+            Outcome::Grpc(Err(failure)) => self.fail(key, &failure),
+            Outcome::Plain(response) => self.answer_plain(key, response),
         }
     }
 

@@ -30,6 +30,7 @@ mod life;
 mod listener;
 mod options;
 mod requests;
+mod rest;
 mod sniff;
 #[cfg(test)]
 mod tests;

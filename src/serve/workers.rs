@@ -25,10 +25,12 @@ use super::{
     connection::{Client, Service, stopped},
     listener::{Accepted, Listener, Listeners, Socket, prepare},
     options::{Options, Traffic},
+    rest,
 };
 use crate::{
     api::{Edge, member::Member},
     base::{
+        courier::Courier,
         task,
         thread::{self, Priority},
     },
@@ -136,7 +138,7 @@ pub fn start<M: Member>(
             stop: stopped.clone(),
             grace: graced.clone(),
         };
-        let runtime = runtime()?;
+        let runtime = resting_runtime(Arc::clone(&edge))?;
         // Threads live as long as the process, and so may their names.
         let name = format!("api-{number}").leak();
         threads.push(thread::spawn(name, Priority::Normal, move || {
@@ -154,6 +156,16 @@ pub fn start<M: Member>(
 
 fn runtime() -> io::Result<Runtime> {
     Builder::new_current_thread().enable_all().build()
+}
+
+/// A runtime whose thread rests before it waits for its sockets, where that is advised.
+fn resting_runtime<M: Member>(edge: Arc<Edge<M>>) -> io::Result<Runtime> {
+    let rest = move || {
+        if let Some(time) = rest::advise(|| edge.member.gathers_until(), || edge.clock.now()) {
+            Courier::sleep_on_this_thread(time);
+        }
+    };
+    Builder::new_current_thread().enable_all().on_thread_park(rest).build()
 }
 
 impl Serving {

@@ -13,10 +13,10 @@ use super::{
     frame::Identity,
     history::{Chunk, History, HistoryError},
     hub::Settings,
-    thread::{Handle, Lane, start},
+    thread::{Handle, WatchThread, start},
 };
 use crate::{
-    base::{clock::Clock, random::Random, thread, thread::Priority},
+    base::{clock::Clock, courier::Rounds, random::Random, thread, thread::Priority},
     model::{ClusterId, MemberId, Revision, RowRevision, Term},
     mvcc::{Damage, Event, EventBatch, EventKind},
 };
@@ -156,7 +156,7 @@ pub(crate) struct Service {
 impl Service {
     pub(crate) fn start(lanes: usize, queue_frames_max: usize) -> Self {
         let history = FakeHistory::new();
-        let (handle, lanes) = start(
+        let (handle, threads) = start(
             &settings(queue_frames_max),
             &history,
             lanes,
@@ -164,11 +164,11 @@ impl Service {
             &(Arc::new(|| TERM) as _),
             &mut Random::from_seed(1),
         );
-        let run = |lane: Lane<FakeHistory>| {
-            thread::spawn("watch-test", Priority::Normal, move || lane.run())
+        let run = |body: WatchThread<FakeHistory>| {
+            thread::spawn("watch-test", Priority::Normal, move || body.run())
                 .expect("another thread can be had")
         };
-        Self { handle, history, threads: lanes.into_iter().map(run).collect() }
+        Self { handle, history, threads: threads.into_iter().map(run).collect() }
     }
 
     /// Puts a key and tells the hubs.
@@ -176,6 +176,9 @@ impl Service {
         self.history.write(&[Change::Put(key)]);
         let last = self.history.batches.last().cloned();
         self.handle.publish(last.as_slice(), &self.history);
+        let mut rounds = Rounds::default();
+        self.handle.deliver(&mut rounds);
+        rounds.go();
     }
 
     pub(crate) fn stop(self) {

@@ -235,6 +235,18 @@ impl Hub {
         std::mem::take(&mut self.broken)
     }
 
+    /// How many watchers there are.
+    #[must_use]
+    pub const fn watchers_len(&self) -> usize {
+        self.ledger.watchers.len()
+    }
+
+    /// Whether a watcher wants to know what was there before a change, which is read then.
+    #[must_use]
+    pub const fn reads_previous(&self) -> bool {
+        0 < self.ledger.want_previous
+    }
+
     /// How many streams are open.
     #[must_use]
     pub const fn streams_len(&self) -> usize {

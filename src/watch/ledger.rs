@@ -125,6 +125,8 @@ pub(super) struct Ledger {
     pub(super) head: Revision,
     pub(super) watchers: Slab<Watcher>,
     pub(super) streams: Slab<Stream>,
+    /// Watchers that want to know what was there before a change.
+    pub(super) want_previous: usize,
     lagging: BTreeSet<(Revision, WatcherId)>,
     /// Where catching up goes on.
     cursor: Revision,
@@ -165,6 +167,7 @@ impl Ledger {
             head,
             watchers: Slab::new(),
             streams: Slab::new(),
+            want_previous: 0,
             lagging: BTreeSet::new(),
             cursor: Revision(0),
             dirty: Vec::new(),
@@ -177,6 +180,7 @@ impl Ledger {
         let behind = watcher.next <= self.head;
         let notified = watcher.progress != Progress::Unwanted;
         let start = watcher.start;
+        self.want_previous += usize::from(watcher.wishes.previous);
         assert!(watcher.state == State::Synced, "a new watcher was {:?}", watcher.state);
         let id = WatcherId(self.watchers.insert(watcher));
         let stream = &mut self.streams[stream.0];
@@ -204,6 +208,7 @@ impl Ledger {
         }
         WATCHERS.dec();
         let watcher = self.watchers.remove(id.0);
+        self.want_previous -= usize::from(watcher.wishes.previous);
         let stream = &mut self.streams[watcher.stream.0];
         if watcher.state == State::Parked {
             stream.parked.retain(|parked| *parked != id);

@@ -3,7 +3,7 @@
 //! Decides that the newest view and the batches that lead to it are seen together or not at all:
 //! a view that ran ahead of its batches would look like lost batches. That, and dropping batches
 //! instead of holding up the applier, is why this is not a plain queue. Shared by the applier,
-//! which never waits here, the connections' threads and one watch thread.
+//! which never waits here, the connections' threads and one watch thread, which sleeps here.
 //!
 //! Invariants
 //! - B1 The batches that wait end at `view`, or some before them were dropped.
@@ -48,6 +48,8 @@ struct State<H> {
     /// Links that were opened and not closed yet. Without any, nobody needs batches.
     links: usize,
     sleeping: bool,
+    /// There is work that is not mail.
+    nudged: bool,
     stopping: bool,
 }
 
@@ -60,31 +62,47 @@ impl<H: Clone> Mailbox<H> {
             rung: Vec::new(),
             links: 0,
             sleeping: false,
+            nudged: false,
             stopping: false,
         };
         Self { state: Mutex::new(state), not_empty: Condvar::new() }
     }
 
-    /// History has grown to `view` by `batches`, or was compacted.
+    /// History has grown to `view` by `batches`, or was compacted. Wakes nobody.
     pub(super) fn publish(&self, batches: &[EventBatch], view: &H) {
         let mut state = self.lock();
         // The old view is dropped after the lock: it may be the last one to hold much memory.
         let old_view = mem::replace(&mut state.view, view.clone());
-        if batches.is_empty() || state.links == 0 {
-            drop(state);
-            drop(old_view);
-            return;
+        if 0 < state.links {
+            state.events += batches.iter().map(|batch| batch.events.len()).sum::<usize>();
+            if state.events <= EVENTS_MAX {
+                state.batches.extend_from_slice(batches);
+            }
         }
-        state.events += batches.iter().map(|batch| batch.events.len()).sum::<usize>();
-        if state.events <= EVENTS_MAX {
-            state.batches.extend_from_slice(batches);
-        }
-        self.wake(state);
+        drop(state);
         drop(old_view);
     }
 
-    /// Takes everything that waits, after sleeping for at most `timeout` while there is nothing.
-    pub(super) fn take(&self, timeout: Option<Duration>) -> Mail<H> {
+    /// How many published events wait, those that were dropped included.
+    pub(super) fn events(&self) -> usize {
+        self.lock().events
+    }
+
+    /// Takes what was published, and nothing else.
+    pub(super) fn take_published(&self) -> (Vec<EventBatch>, H) {
+        let mut state = self.lock();
+        state.events = 0;
+        (mem::take(&mut state.batches), state.view.clone())
+    }
+
+    /// Whether nothing waits.
+    #[cfg(test)]
+    pub(super) fn is_idle(&self) -> bool {
+        self.lock().is_idle()
+    }
+
+    /// Sleeps until something waits, for at most `timeout`.
+    pub(super) fn wait(&self, timeout: Option<Duration>) {
         let mut state = self.lock();
         while state.is_idle() && timeout != Some(Duration::ZERO) {
             state.sleeping = true;
@@ -103,7 +121,13 @@ impl<H: Clone> Mailbox<H> {
             }
         }
         state.sleeping = false;
+    }
+
+    /// Takes everything that waits.
+    pub(super) fn take(&self) -> Mail<H> {
+        let mut state = self.lock();
         state.events = 0;
+        state.nudged = false;
         Mail {
             batches: mem::take(&mut state.batches),
             view: state.view.clone(),
@@ -121,10 +145,22 @@ impl<H: Clone> Mailbox<H> {
     pub(super) fn stop(&self) {
         let mut state = self.lock();
         state.stopping = true;
-        self.wake(state);
+        self.rouse(state);
     }
 
-    fn wake(&self, mut state: MutexGuard<'_, State<H>>) {
+    /// Has the watch thread take what was published.
+    pub(super) fn wake(&self) {
+        self.rouse(self.lock());
+    }
+
+    /// Has the watch thread look at its hub, whether there is mail or not.
+    pub(super) fn nudge(&self) {
+        let mut state = self.lock();
+        state.nudged = true;
+        self.rouse(state);
+    }
+
+    fn rouse(&self, mut state: MutexGuard<'_, State<H>>) {
         let wake = mem::take(&mut state.sleeping);
         drop(state);
         if wake {
@@ -143,19 +179,19 @@ impl<H: Clone + Send> Ring for Mailbox<H> {
         let mut state = self.lock();
         state.links += 1;
         state.rung.push(link);
-        self.wake(state);
+        self.rouse(state);
     }
 
     fn ring(&self, link: Arc<Link>) {
         let mut state = self.lock();
         state.rung.push(link);
-        self.wake(state);
+        self.rouse(state);
     }
 }
 
 impl<H> State<H> {
     fn is_idle(&self) -> bool {
         // Batches beyond the bound count: the view tells what they would have told.
-        self.events == 0 && self.rung.is_empty() && !self.stopping
+        self.events == 0 && self.rung.is_empty() && !self.nudged && !self.stopping
     }
 }

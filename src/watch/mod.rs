@@ -6,7 +6,7 @@
 //!
 //! ```text
 //!   applier ---publish---> Mailbox ---+                       +--> Link ---> WatchStream --> api
-//!                                     v                       |
+//!      `------------------deliver---+ v                       |
 //!   api --> WatchStream --> Link ---ring---> Lane: Hub -------+    responses, bounded
 //!             requests, bounded               |  ^
 //!                                     room    v  | history in chunks
@@ -41,6 +41,7 @@ pub mod request;
 pub mod history;
 pub mod link;
 mod mailbox;
+mod lane;
 pub mod thread;
 #[cfg(test)]
 pub(crate) mod fake;
@@ -51,5 +52,5 @@ mod tests;
 pub fn register_metrics() {
     ledger::register_metrics();
     link::register_metrics();
-    thread::register_metrics();
+    lane::register_metrics();
 }

@@ -110,7 +110,7 @@ fn decode(frame: &Frame) -> WatchResponse {
     response
 }
 
-fn single(key: &'static str) -> CreateWatch {
+pub(super) fn single(key: &'static str) -> CreateWatch {
     watch(KeyRange::Single(key.into()))
 }
 
