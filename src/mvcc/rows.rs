@@ -154,12 +154,17 @@ impl Wanted {
     pub(super) fn place(self) -> usize {
         usize::try_from(self.place).expect("it was one")
     }
+
+    /// The same, as small as it is kept.
+    pub(super) const fn small_place(self) -> u32 {
+        self.place
+    }
 }
 
 /// Stored rows. The backend in production, memory in tests.
 pub(super) trait RowSource: RowScan {
     /// Reads the rows at `wanted`, which ascend, in one read transaction; `found` learns the place
-    /// of each that is there.
+    /// of each that is there, in any order.
     fn fetch(
         &self,
         wanted: &[Wanted],

@@ -30,7 +30,7 @@ use super::{
     error::BackendError,
     keys::{self, parse_etcd_revision},
     metrics,
-    records::{self, RowRef},
+    records::{self, RowRef, SealedRow},
     tables::{CONSISTENT_INDEX, FINISHED_COMPACT_REVISION, Table},
     writer::Writer,
 };
@@ -187,12 +187,49 @@ impl Reader<'_> {
     /// # Errors
     /// As [`Reader::row`].
     pub fn row_ref(&self, revision: RowRevision) -> Result<Option<RowRef<'_>>, BackendError> {
+        self.sealed_row(revision)?.map(|row| self.open(row)).transpose()
+    }
+
+    /// The row at `revision`, unchecked.
+    ///
+    /// # Errors
+    /// - [`BackendError::Lmdb`] if the file cannot be read.
+    pub fn sealed_row(&self, revision: RowRevision) -> Result<Option<SealedRow<'_>>, BackendError> {
         let key = keys::row_key(revision);
-        let sealed = self.environment.rows.get(&self.txn, &key).map_err(|e| self.failed(e))?;
-        sealed
-            .map(|sealed| records::open_row(&key, sealed))
-            .transpose()
-            .map_err(|e| self.environment.damaged(e))
+        let bytes = self.environment.rows.get(&self.txn, &key).map_err(|e| self.failed(e))?;
+        Ok(bytes.map(|bytes| SealedRow::new(revision, bytes)))
+    }
+
+    /// Checks and reads a row of this reader.
+    ///
+    /// # Errors
+    /// - [`BackendError::Damaged`] if its bytes are not what was written.
+    pub fn open<'t>(&self, row: SealedRow<'t>) -> Result<RowRef<'t>, BackendError> {
+        row.open().map_err(|damage| self.environment.damaged(damage))
+    }
+
+    /// Every row from `from` on, in order, unchecked.
+    ///
+    /// # Errors
+    /// - [`BackendError::Lmdb`] if the file cannot be read; each item likewise.
+    /// - [`BackendError::Damaged`] of an item whose key is none of a row.
+    pub fn sealed_rows(
+        &self,
+        from: RowRevision,
+    ) -> Result<impl Iterator<Item = Result<SealedRow<'_>, BackendError>> + '_, BackendError> {
+        let range = self.range(from)?;
+        Ok(range.map(|row| {
+            let (key, bytes) = row.map_err(|source| self.failed(source))?;
+            let revision = records::row_revision(key);
+            let revision = revision.map_err(|damage| self.environment.damaged(damage))?;
+            Ok(SealedRow::new(revision, bytes))
+        }))
+    }
+
+    fn range(&self, from: RowRevision) -> Result<RoRange<'_, Raw, Raw>, BackendError> {
+        let key = keys::row_key(from);
+        let range = (Bound::Included(&key[..]), Bound::Unbounded);
+        self.environment.rows.range(&self.txn, &range).map_err(|e| self.failed(e))
     }
 
     /// Every row from `from` on, in order.
@@ -211,10 +248,7 @@ impl Reader<'_> {
     /// # Errors
     /// As [`Reader::row`]; each item likewise.
     pub fn row_refs(&self, from: RowRevision) -> Result<RowRefs<'_>, BackendError> {
-        let key = keys::row_key(from);
-        let range = (Bound::Included(&key[..]), Bound::Unbounded);
-        let inner = self.environment.rows.range(&self.txn, &range).map_err(|e| self.failed(e))?;
-        Ok(RowRefs { inner, reader: self })
+        Ok(RowRefs { inner: self.range(from)?, reader: self })
     }
 
     /// The last stored row's place in history.

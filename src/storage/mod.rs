@@ -45,7 +45,7 @@ pub use error::{BackendError, Fault, Place};
 pub use flusher::{FlushBatch, FlushJob, FlusherHandle};
 pub use install::received_dir;
 pub use metrics::{backup_took, register_metrics};
-pub use records::RowRef;
+pub use records::{RowRef, SealedRow};
 pub use survey::Survey;
 pub use tables::{Table, TableWrite};
 pub use writer::{Transaction, Writer};
