@@ -144,6 +144,14 @@ async fn damaged_database_is_refused_and_left_alone() {
     refusal(&mut server, "a bit of a row", &[&path, "checksum", "row of revision 5_0", "restore"]);
     fs::write(&file, &whole).unwrap();
 
+    // The length of the row: 256 MiB, far beyond the end of the file.
+    let header = [[0, 0, 16, 0].as_slice(), &5_u64.to_be_bytes(), &0_u64.to_be_bytes()].concat();
+    for at in files::find(&file, &header).unwrap() {
+        files::flip(&file, at - 1, 0x10).unwrap();
+    }
+    refusal(&mut server, "a length", &[&path, "shape", "row of revision 5_0", "restore"]);
+    fs::write(&file, &whole).unwrap();
+
     for bytes in [100, 4_096, 8_192, 20_000] {
         fs::write(&file, &whole[..bytes]).unwrap();
         refusal(&mut server, &format!("{bytes} bytes of the database"), &["db.lmdb", "restore"]);

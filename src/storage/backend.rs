@@ -197,7 +197,7 @@ impl Reader<'_> {
     pub fn sealed_row(&self, revision: RowRevision) -> Result<Option<SealedRow<'_>>, BackendError> {
         let key = keys::row_key(revision);
         let bytes = self.environment.rows.get(&self.txn, &key).map_err(|e| self.failed(e))?;
-        Ok(bytes.map(|bytes| SealedRow::new(revision, bytes)))
+        Ok(bytes.map(|bytes| SealedRow::new(revision, self.environment.within(bytes))))
     }
 
     /// Checks and reads a row of this reader.
@@ -220,6 +220,7 @@ impl Reader<'_> {
         let range = self.range(from)?;
         Ok(range.map(|row| {
             let (key, bytes) = row.map_err(|source| self.failed(source))?;
+            let (key, bytes) = self.environment.lent(key, bytes);
             let revision = records::row_revision(key);
             let revision = revision.map_err(|damage| self.environment.damaged(damage))?;
             Ok(SealedRow::new(revision, bytes))
@@ -258,7 +259,8 @@ impl Reader<'_> {
     pub fn last_row(&self) -> Result<Option<RowRevision>, BackendError> {
         let last = self.environment.rows.last(&self.txn).map_err(|e| self.failed(e))?;
         let Some((key, sealed)) = last else { return Ok(None) };
-        let row = records::open_row(key, sealed).map_err(|e| self.environment.damaged(e))?;
+        let (key, sealed) = self.environment.lent(key, sealed);
+        let row = self.environment.open_row(key, sealed)?;
         Ok(Some(row.revision))
     }
 
@@ -271,10 +273,7 @@ impl Reader<'_> {
         let tree = self.environment.table(table);
         // The transaction, not the borrowed key, is what the value lives in.
         let sealed = tree.get(&self.txn, &stored).map_err(|e| self.failed(e))?;
-        let Some(sealed) = sealed else { return Ok(None) };
-        let value =
-            records::open_value(table, &stored, sealed).map_err(|e| self.environment.damaged(e))?;
-        Ok(Some(value))
+        sealed.map(|sealed| self.environment.open_value(table, &stored, sealed)).transpose()
     }
 
     /// Every key and value of `table`, by key (keys of 511 bytes and more, cut by LMDB, after the
@@ -340,9 +339,12 @@ impl<'r> Iterator for RowRefs<'r> {
     type Item = Result<RowRef<'r>, BackendError>;
 
     fn next(&mut self) -> Option<Self::Item> {
+        let environment = &self.reader.environment;
         Some(match self.inner.next()? {
-            Ok((key, sealed)) => records::open_row(key, sealed)
-                .map_err(|damage| self.reader.environment.damaged(damage)),
+            Ok((key, sealed)) => {
+                let (key, sealed) = environment.lent(key, sealed);
+                environment.open_row(key, sealed)
+            }
             Err(source) => Err(self.reader.failed(source)),
         })
     }
@@ -365,9 +367,13 @@ impl<'r> Iterator for Records<'r> {
     type Item = Result<(&'r [u8], &'r [u8]), BackendError>;
 
     fn next(&mut self) -> Option<Self::Item> {
+        let environment = &self.reader.environment;
         Some(match self.inner.next()? {
-            Ok((key, sealed)) => records::open_record(self.table, key, sealed)
-                .map_err(|damage| self.reader.environment.damaged(damage)),
+            Ok((key, sealed)) => {
+                let (key, sealed) = environment.lent(key, sealed);
+                records::open_record(self.table, key, sealed)
+                    .map_err(|damage| environment.damaged(damage))
+            }
             Err(source) => Err(self.reader.failed(source)),
         })
     }

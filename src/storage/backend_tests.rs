@@ -1,12 +1,12 @@
 //! What the backend promises its readers and its writer.
 
-use std::{fs, path::Path};
+use std::{fs, ops::ControlFlow, path::Path};
 
 use bytes::Bytes;
 use tempfile::TempDir;
 
 use super::{
-    Backend, BackendError, BackendOptions, Fault, Place, Table, Writer, keys,
+    Backend, BackendError, BackendOptions, Fault, Place, RowRef, Table, Writer, keys,
     tables::CONSISTENT_INDEX,
 };
 use crate::{
@@ -223,6 +223,75 @@ fn truncated_file_is_an_error_and_not_the_end_of_the_process() {
         },
     );
     assert!(outcome.is_err(), "rows of lost pages: {outcome:?}");
+}
+
+fn dots(main: i64, count: usize) -> Row {
+    let revision = RowRevision { main: Revision(main), sub: 0 };
+    Row { revision, tombstone: false, value: vec![b'.'; count].into() }
+}
+
+/// What is found wrong if the last row's header in a database has another bit. The row comes after
+/// two others and has the revision 0x10203.
+fn damage_of_header(dir: &Path, whole: &[u8], byte: usize, bit: u8) -> Vec<BackendError> {
+    // LMDB's header of a record, which its key follows: length LE4, flags LE2, length of the key.
+    const HEADER_BYTES: usize = 8;
+    let last = RowRevision { main: Revision(0x10203), sub: 0 };
+    let key = keys::row_key(last);
+    let at = whole.windows(key.len()).rposition(|window| window == key).unwrap();
+    let mut bytes = whole.to_vec();
+    bytes[at - HEADER_BYTES + byte] ^= 1 << bit;
+    fs::write(dir.join("db.lmdb/data.mdb"), bytes).unwrap();
+
+    let (backend, _writer) = open(dir);
+    let survey = backend.survey().unwrap();
+    let reader = backend.reader().unwrap();
+    let mut rows = reader.row_refs(RowRevision::default()).unwrap();
+    let whole = rows.by_ref().take_while(Result::is_ok).count();
+    assert_eq!(whole, 2, "rows before bit {bit} of byte {byte}");
+    let (mut surveyed, mut found) = (0, Vec::new());
+    let mut show = |_: RowRef<'_>| {
+        surveyed += 1;
+        ControlFlow::Continue(())
+    };
+    found.extend(survey.rows(RowRevision::default(), &mut show).err());
+    assert_eq!(surveyed, 2, "surveyed rows before bit {bit} of byte {byte}");
+    let mut rows = reader.row_refs(dots(3, 0).revision).unwrap();
+    found.extend(rows.find_map(Result::err));
+    found.extend(reader.last_row().err());
+    // Whoever warms rows up reads them before they are checked.
+    reader.sealed_rows(dots(3, 0).revision).unwrap().flatten().for_each(|row| row.warm());
+    // Under a key of another length the row is not found.
+    found.extend(reader.row(last).err());
+    found
+}
+
+#[test]
+fn length_beyond_the_end_of_the_file_is_an_error_and_not_the_end_of_the_process() {
+    // A long value stands in pages of its own, whose number LMDB looks for behind the key.
+    let flips = [(20, &[0, 1, 2, 3, 6, 7][..]), (10_000, &[0, 1, 2, 3])];
+    for (value_bytes, bytes) in flips {
+        let dir = TempDir::new().unwrap();
+        {
+            let (_backend, mut writer) = open(dir.path());
+            append(&mut writer, &[2, 3, 0x10203].map(|main| dots(main, value_bytes)));
+        }
+        let whole = fs::read(dir.path().join("db.lmdb/data.mdb")).unwrap();
+        for (byte, bit) in bytes.iter().flat_map(|byte| (0..8).map(move |bit| (*byte, bit))) {
+            let found = damage_of_header(dir.path(), &whole, byte, bit);
+            let is_of_key = 4 <= byte;
+            let what = format!("bit {bit} of byte {byte}, {value_bytes} bytes: {found:?}");
+            assert_eq!(found.len(), if is_of_key { 3 } else { 4 }, "{what}");
+            let is_told = |error: &BackendError| match error {
+                BackendError::Damaged { place: Place::Row(_), .. } => !is_of_key,
+                BackendError::Damaged { place: Place::RowKey(_), .. } => is_of_key,
+                BackendError::Damaged { .. }
+                | BackendError::OutOfOrder { .. }
+                | BackendError::System { .. }
+                | BackendError::Lmdb { .. } => false,
+            };
+            assert!(found.iter().all(is_told), "{what}");
+        }
+    }
 }
 
 #[test]

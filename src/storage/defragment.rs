@@ -236,7 +236,8 @@ fn copy_table(
     let records = source.table(table).range(reader, &range).map_err(|e| source.failed(e))?;
     for record in records {
         let (key, sealed) = record.map_err(|error| source.failed(error))?;
-        records::open_value(table, key, sealed).map_err(|damage| source.damaged(damage))?;
+        let (key, sealed) = source.lent(key, sealed);
+        source.open_value(table, key, sealed)?;
         txn.put_copy(table, key, sealed)?;
         copied += key.len() + sealed.len();
         if room <= copied {
@@ -262,7 +263,8 @@ fn copy_rows(
     let rows = source.rows.range(reader, &range).map_err(|error| source.failed(error))?;
     for row in rows {
         let (key, sealed) = row.map_err(|error| source.failed(error))?;
-        let row = records::open_row(key, sealed).map_err(|damage| source.damaged(damage))?;
+        let (key, sealed) = source.lent(key, sealed);
+        let row = source.open_row(key, sealed)?;
         txn.append_copy(key, sealed)?;
         copied += key.len() + sealed.len();
         if room <= copied {

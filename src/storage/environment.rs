@@ -20,7 +20,8 @@ use heed::{CommitOrAbort, Database, Env, EnvOpenOptions, WithoutTls, types::Byte
 
 use super::{
     error::{BackendError, Fault, Place},
-    records::Damage,
+    reach::Reach,
+    records::{self, Damage, RowRef},
     tables::{ROWS, Table},
 };
 
@@ -51,6 +52,7 @@ pub(super) struct Environment {
     pub(super) env: Env<WithoutTls>,
     pub(super) rows: Tree,
     tables: [Tree; Table::ALL.len()],
+    reach: Reach,
     /// The data file, for errors.
     pub(super) file: PathBuf,
     pub(super) page_bytes: u64,
@@ -76,7 +78,9 @@ impl Environment {
         let page_bytes = u64::from(env.unnamed_database_stat().page_size);
         Self::restore_length(&env, page_bytes, map_bytes, &file)?;
         let (rows, tables) = Self::trees(&env).map_err(failed)?;
-        Ok(Self { env, rows, tables, file, page_bytes })
+        let reach = Reach::new();
+        let reach = reach.map_err(|source| BackendError::System { file: file.clone(), source })?;
+        Ok(Self { env, rows, tables, reach, file, page_bytes })
     }
 
     fn reserve(dir: &Path, map_bytes: usize) -> Result<Env<WithoutTls>, BackendError> {
@@ -166,6 +170,36 @@ impl Environment {
         let in_use = pages * self.page_bytes;
         let taken = (last_page(&self.env) + 1).saturating_sub(TURNOVER_PAGES) * self.page_bytes;
         Ok(Sizes { total: taken.max(in_use), in_use })
+    }
+
+    /// What a read transaction lent, or nothing for what goes beyond the end of the file.
+    pub(super) fn lent<'t>(&self, key: &'t [u8], sealed: &'t [u8]) -> (&'t [u8], &'t [u8]) {
+        self.reach.record(key, sealed)
+    }
+
+    /// What a read transaction lent under a known key, or nothing if the file ends before it does.
+    pub(super) fn within<'t>(&self, lent: &'t [u8]) -> &'t [u8] {
+        self.reach.within(lent)
+    }
+
+    /// Checks and reads a row that a read transaction lent.
+    pub(super) fn open_row<'t>(
+        &self,
+        key: &[u8],
+        sealed: &'t [u8],
+    ) -> Result<RowRef<'t>, BackendError> {
+        records::open_row(key, self.within(sealed)).map_err(|damage| self.damaged(damage))
+    }
+
+    /// Checks a record that a read transaction lent, and reads its value.
+    pub(super) fn open_value<'t>(
+        &self,
+        table: Table,
+        stored_key: &[u8],
+        sealed: &'t [u8],
+    ) -> Result<&'t [u8], BackendError> {
+        let value = records::open_value(table, stored_key, self.within(sealed));
+        value.map_err(|damage| self.damaged(damage))
     }
 
     pub(super) fn failed(&self, source: heed::Error) -> BackendError {

@@ -22,6 +22,7 @@ mod environment;
 mod error;
 mod install;
 mod metrics;
+mod reach;
 mod records;
 mod remains;
 mod survey;

@@ -21,6 +21,7 @@ use super::{
     environment::{DATA_FILE, Environment, Tree},
     error::BackendError,
     keys,
+    reach::Reach,
     records::{self, RowRef},
     tables::ROWS,
 };
@@ -32,6 +33,7 @@ pub struct Survey {
     rows: Tree,
     environment: Arc<Environment>,
     commit: usize,
+    reach: Reach,
     /// Keeps the writer from reusing the commit's pages (U1). Several threads may not share one.
     _pin: Mutex<RoTxn<'static, WithoutTls>>,
 }
@@ -52,7 +54,9 @@ impl Backend {
             .map_err(|source| BackendError::System { file: file.clone(), source })?
             .len();
         let page = environment.page_bytes.max(1 << 16);
-        let bytes = usize::try_from(length.next_multiple_of(page)).expect("a file that is mapped");
+        // A page more than the file, so that what goes beyond it stays in this map.
+        let bytes = length.next_multiple_of(page) + page;
+        let bytes = usize::try_from(bytes).expect("a file that is mapped");
         let mut options = EnvOpenOptions::new().read_txn_without_tls();
         options.map_size(bytes).max_dbs(1);
         let flags = EnvFlags::READ_ONLY | EnvFlags::NO_LOCK | EnvFlags::NO_SUB_DIR;
@@ -63,7 +67,9 @@ impl Backend {
         let opened = unsafe { options.flags(flags).open(file) };
         let env = opened.map_err(|source| environment.failed(source))?;
         let rows = open_rows(&env).map_err(|source| environment.failed(source))?;
-        Ok(Survey { env, rows, environment, commit: pin.id(), _pin: Mutex::new(pin) })
+        let reach = Reach::new();
+        let reach = reach.map_err(|source| BackendError::System { file: file.clone(), source })?;
+        Ok(Survey { env, rows, environment, commit: pin.id(), reach, _pin: Mutex::new(pin) })
     }
 }
 
@@ -99,6 +105,7 @@ impl Survey {
         let range = (Bound::Included(&key[..]), Bound::Unbounded);
         for row in self.rows.range(&txn, &range).map_err(failed)? {
             let (key, sealed) = row.map_err(failed)?;
+            let (key, sealed) = self.reach.record(key, sealed);
             let row = records::open_row(key, sealed);
             if show(row.map_err(|damage| self.environment.damaged(damage))?).is_break() {
                 break;
