@@ -26,6 +26,10 @@ use crate::base::{
 
 /// Zeros that are written and synced at a time: little enough to slip between the log's own syncs.
 pub(super) const CHUNK_BYTES: usize = 256 << 10;
+/// Zeros of one write. The kernel caches what one write brings as one piece, if it can, and a sync
+/// looks at every block of a piece that has changed: with 256 KiB, one of 4 KiB took 46 us of the
+/// processor instead of 39.
+const WRITE_BYTES: usize = 16 << 10;
 /// Rest between chunks, so that a fill takes about two seconds and not the disk.
 const CHUNK_PAUSE: Duration = Duration::from_millis(5);
 
@@ -114,13 +118,16 @@ pub(super) fn reserve(disk: &Disk, path: &std::path::Path, bytes: u64) -> io::Re
 }
 
 fn run(file: &File, progress: &Progress, to: u64) -> io::Result<()> {
-    let zeros = vec![0; CHUNK_BYTES];
+    let zeros = vec![0; WRITE_BYTES];
     let mut filled = progress.filled.load(Ordering::Acquire);
     while filled < to && !progress.stop.load(Ordering::Acquire) {
-        let chunk = usize::try_from(to - filled).unwrap_or(CHUNK_BYTES).min(CHUNK_BYTES);
-        file.write_at(&zeros[..chunk], filled)?;
+        let end = to.min(filled + CHUNK_BYTES as u64);
+        while filled < end {
+            let write = usize::try_from(end - filled).unwrap_or(WRITE_BYTES).min(WRITE_BYTES);
+            file.write_at(&zeros[..write], filled)?;
+            filled += write as u64;
+        }
         file.sync()?;
-        filled += u64::try_from(chunk).expect("a chunk is small");
         progress.filled.store(filled, Ordering::Release);
         std::thread::park_timeout(CHUNK_PAUSE);
     }
