@@ -165,6 +165,7 @@ mod tests {
     };
 
     use super::*;
+    use crate::base::thread::{self, Priority};
 
     #[derive(Default)]
     struct Count(AtomicUsize);
@@ -222,12 +223,13 @@ mod tests {
             }
 
             let (sent, other) = (Arc::clone(&count), Arc::clone(&courier));
-            let helper = std::thread::spawn(move || {
+            let helper = thread::spawn("helper", Priority::Normal, move || {
                 while !other.lock().asleep {
                     std::thread::yield_now();
                 }
                 send(&sent, &other, 1);
-            });
+            })
+            .expect("another thread can be had");
             Courier::sleep_on_this_thread(LONG);
             helper.join().expect("it does not panic");
             Courier::sleep_on_this_thread(LONG);
