@@ -195,18 +195,20 @@ impl From<BackendError> for Damage {
 mod tests {
     use std::fs;
 
+    use bytes::Bytes;
     use proptest::{collection::btree_set, prelude::*};
 
     use super::*;
     use crate::{
         base::cases::cases,
-        model::Row,
-        storage::{BackendOptions, Writer},
+        model::{KeyRange, LeaseId, Rejection, Row},
+        mvcc::{CompactionStep, RangeOptions, ReadError, Store, View},
+        storage::{BackendOptions, Writer, keys::etcd_revision},
     };
 
     struct Stored {
         backend: Backend,
-        _writer: Writer,
+        writer: Writer,
         options: BackendOptions,
         _dir: tempfile::TempDir,
     }
@@ -230,12 +232,12 @@ mod tests {
             txn.append(&row).expect("in order");
         }
         txn.commit().expect("a working disk");
-        Stored { backend, _writer: writer, options, _dir: dir }
+        Stored { backend, writer, options, _dir: dir }
     }
 
     /// The same file with one bit of one row flipped.
     fn damage(stored: Stored, main: i64) -> Stored {
-        let Stored { backend, _writer: writer, options, _dir } = stored;
+        let Stored { backend, writer, options, _dir } = stored;
         drop((backend, writer));
         let file = options.dir.join("data.mdb");
         let mut bytes = fs::read(&file).expect("a file");
@@ -244,7 +246,7 @@ mod tests {
         bytes[found.expect("the value stands in the file") + 7] ^= 0x10;
         fs::write(&file, bytes).expect("a writable file");
         let (backend, writer) = Backend::open(&options).expect("LMDB checks no rows");
-        Stored { backend, _writer: writer, options, _dir }
+        Stored { backend, writer, options, _dir }
     }
 
     /// What is found of the rows at `mains`, asked for in that order, by place.
@@ -294,6 +296,108 @@ mod tests {
                 assert_eq!(read, sound.iter().map(|main| Some(value(*main))).collect::<Vec<_>>());
             }
         }
+    }
+
+    /// A store on a backend, whose rows leave memory when it starts anew.
+    struct Lists {
+        stored: Stored,
+        store: Store,
+    }
+
+    const KEYS: i64 = 40;
+
+    impl Lists {
+        fn new() -> Self {
+            let stored = store([]);
+            Self { store: recovered(&stored.backend), stored }
+        }
+
+        /// Writes some of the keys, one after the other and not in their order.
+        fn put(&mut self, places: std::ops::Range<i64>, value: &str) {
+            for place in places {
+                let key = Bytes::from(format!("k{:02}", place * 7 % KEYS));
+                let mut txn = self.store.write();
+                txn.put(&key, Bytes::from(format!("{value} of {place}")), LeaseId(0));
+                txn.commit();
+            }
+        }
+
+        fn flush(&mut self) {
+            let mut txn = self.stored.writer.begin().expect("one writer");
+            self.store.take_rows().iter().for_each(|row| txn.append(row).expect("in order"));
+            txn.commit().expect("a working disk");
+            self.store.rows_flushed(self.store.revision());
+        }
+
+        fn restart(&mut self) {
+            self.flush();
+            self.store = recovered(&self.stored.backend);
+        }
+
+        fn compact(&mut self) {
+            let scheduled = self.store.compact(self.store.revision()).expect("the newest").revision;
+            let scheduled = etcd_revision(RowRevision { main: scheduled, sub: 0 });
+            let mut txn = self.stored.writer.begin().expect("one writer");
+            txn.put(Table::Meta, SCHEDULED_COMPACT_REVISION, &scheduled).expect("written");
+            txn.commit().expect("a working disk");
+            loop {
+                match self.store.compaction_step() {
+                    CompactionStep::Idle => return,
+                    CompactionStep::Working | CompactionStep::Hash(_) => {}
+                    CompactionStep::Delete { dead, .. } => {
+                        let mut txn = self.stored.writer.begin().expect("one writer");
+                        for at in dead {
+                            txn.delete_row(at).expect("deleted");
+                        }
+                        txn.commit().expect("a working disk");
+                    }
+                }
+            }
+        }
+    }
+
+    fn recovered(backend: &Backend) -> Store {
+        Store::recover_from(Arc::new(backend.clone())).expect("whole rows").0
+    }
+
+    /// The next 13 rows at `revision`, from the `from`th key on.
+    fn stretch(view: &View, from: usize, revision: Revision) -> Result<Vec<Bytes>, ReadError> {
+        let range = KeyRange::From(Bytes::from(format!("k{from:02}")));
+        let options = RangeOptions { revision, limit: 13, ..RangeOptions::of(range) };
+        Ok(view.range(&options)?.rows)
+    }
+
+    #[test]
+    fn a_list_in_stretches_sees_one_revision_until_a_compaction_ends_it() {
+        let mut lists = Lists::new();
+        lists.put(0..KEYS / 2, "stored");
+        lists.restart();
+        lists.put(KEYS / 2..KEYS, "in memory");
+        let first = lists.store.view();
+        let at = first.revision();
+        let all = first.range(&RangeOptions::of(KeyRange::From(Bytes::new()))).expect("all").rows;
+        let count = |rows: &[Bytes], text: &[u8]| {
+            rows.iter().filter(|row| row.windows(text.len()).any(|part| part == text)).count()
+        };
+        assert_eq!((count(&all, b"stored"), count(&all, b"in memory")), (20, 20));
+
+        assert_eq!(stretch(&first, 0, at).expect("readable"), all[..13]);
+        lists.put(0..KEYS, "later");
+        assert_eq!(stretch(&lists.store.view(), 13, at).expect("overwritten"), all[13..26]);
+        lists.restart();
+        assert_eq!(stretch(&lists.store.view(), 26, at).expect("all is stored"), all[26..39]);
+        let before = lists.store.view();
+        lists.compact();
+        let refused = stretch(&lists.store.view(), 39, at);
+        assert!(
+            matches!(refused, Err(ReadError::Rejected(Rejection::Compacted { .. }))),
+            "a compacted revision answers {refused:?}"
+        );
+        let outdated = stretch(&before, 26, at);
+        assert!(
+            matches!(outdated, Err(ReadError::Outdated)),
+            "rows that are gone answer {outdated:?}"
+        );
     }
 
     #[test]
