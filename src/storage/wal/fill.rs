@@ -3,10 +3,13 @@
 //! Decides when a block of the log is allocated: before it is written. Overwriting zeros leaves
 //! the file's extents alone, so a sync of the log flushes data and nothing else; on reserved but
 //! unwritten blocks every sync also waits for the journal (a batch of 16 entries: 153 instead of
-//! 93 us). Owned by the log; each fill is one thread that ends by itself.
+//! 93 us). It fills no more than the log is about to need: the log's own syncs wait behind its
+//! writes, and a member that writes little has them for nothing. Owned by the log; each fill is one
+//! thread that ends by itself.
 //!
 //! Invariants
 //! - L1 The filler never writes below `filled`; the log never writes above it while one runs.
+//! - L2 A filler that rests is woken once a chunk more is wanted.
 
 use std::{
     io,
@@ -30,8 +33,10 @@ pub(super) const CHUNK_BYTES: usize = 256 << 10;
 /// looks at every block of a piece that has changed: with 256 KiB, one of 4 KiB took 46 us of the
 /// processor instead of 39.
 const WRITE_BYTES: usize = 16 << 10;
-/// Rest between chunks, so that a fill takes about two seconds and not the disk.
+/// Rest between chunks while the filler is far enough ahead of the log.
 const CHUNK_PAUSE: Duration = Duration::from_millis(5);
+/// How far ahead of the log that is: what it writes in a fifth of a second at most.
+pub(super) const AHEAD_BYTES: u64 = 8 << 20;
 
 /// A fill in progress, or done.
 #[derive(Debug)]
@@ -44,6 +49,10 @@ pub(super) struct Fill {
 struct Progress {
     /// Zeros stand below this offset.
     filled: AtomicU64,
+    /// Zeros are wanted below this offset.
+    wanted: AtomicU64,
+    /// The filler sleeps until more is wanted.
+    rests: AtomicBool,
     stop: AtomicBool,
 }
 
@@ -65,6 +74,7 @@ impl Fill {
     ) -> io::Result<Self> {
         let progress = Arc::new(Progress::default());
         progress.filled.store(from, Ordering::Release);
+        progress.wanted.store(from + AHEAD_BYTES, Ordering::Release);
         let shared = Arc::clone(&progress);
         let thread = thread::spawn("wal-fill", Priority::Background, move || {
             let file = file()?;
@@ -72,6 +82,18 @@ impl Fill {
             Ok(file)
         })?;
         Ok(Self { progress, thread: Some(thread) })
+    }
+
+    /// Asks for zeros up to `to` (L2).
+    pub(super) fn want(&self, to: u64) {
+        let Progress { filled, wanted, rests, .. } = &*self.progress;
+        wanted.store(to, Ordering::SeqCst);
+        if filled.load(Ordering::Acquire) + CHUNK_BYTES as u64 <= to
+            && rests.swap(false, Ordering::SeqCst)
+            && let Some(thread) = &self.thread
+        {
+            thread.thread().unpark();
+        }
     }
 
     /// Makes sure that the log may write up to `end` (L1).
@@ -117,11 +139,35 @@ pub(super) fn reserve(disk: &Disk, path: &std::path::Path, bytes: u64) -> io::Re
     Ok(file)
 }
 
+impl Progress {
+    #[cfg(test)]
+    fn filled(&self) -> u64 {
+        self.filled.load(Ordering::Acquire)
+    }
+
+    /// Where the next chunk ends, once it is wanted; `None` when there is no more to do.
+    fn next_chunk(&self, to: u64) -> Option<u64> {
+        let end = to.min(self.filled.load(Ordering::Acquire) + CHUNK_BYTES as u64);
+        while !self.stop.load(Ordering::Acquire) {
+            if end <= self.wanted.load(Ordering::SeqCst) {
+                return Some(end);
+            }
+            self.rests.store(true, Ordering::SeqCst);
+            if self.wanted.load(Ordering::SeqCst) < end && !self.stop.load(Ordering::Acquire) {
+                std::thread::park();
+            }
+            self.rests.store(false, Ordering::SeqCst);
+        }
+        None
+    }
+}
+
 fn run(file: &File, progress: &Progress, to: u64) -> io::Result<()> {
     let zeros = vec![0; WRITE_BYTES];
     let mut filled = progress.filled.load(Ordering::Acquire);
-    while filled < to && !progress.stop.load(Ordering::Acquire) {
-        let end = to.min(filled + CHUNK_BYTES as u64);
+    while filled < to
+        && let Some(end) = progress.next_chunk(to)
+    {
         while filled < end {
             let write = usize::try_from(end - filled).unwrap_or(WRITE_BYTES).min(WRITE_BYTES);
             file.write_at(&zeros[..write], filled)?;
@@ -129,7 +175,10 @@ fn run(file: &File, progress: &Progress, to: u64) -> io::Result<()> {
         }
         file.sync()?;
         progress.filled.store(filled, Ordering::Release);
-        std::thread::park_timeout(CHUNK_PAUSE);
+        let wanted = progress.wanted.load(Ordering::SeqCst);
+        if wanted.saturating_sub(filled) <= AHEAD_BYTES / 2 {
+            std::thread::park_timeout(CHUNK_PAUSE);
+        }
     }
     Ok(())
 }
@@ -150,5 +199,29 @@ mod tests {
         let stored = std::fs::read(&path).unwrap();
         assert_eq!(u64::try_from(stored.len()).unwrap(), bytes);
         assert!(stored.iter().all(|&byte| byte == 0));
+    }
+
+    #[test]
+    fn filler_keeps_a_distance_and_goes_on_when_more_is_wanted() {
+        let dir = tempfile::TempDir::new().unwrap();
+        let bytes = 2 * AHEAD_BYTES + 17;
+        let fill = Fill::create(Disk::system(), dir.path().join("0.tmp"), bytes).unwrap();
+        let progress = Arc::clone(&fill.progress);
+        let rests_at = |filled: u64| {
+            while !progress.rests.load(Ordering::SeqCst) || progress.filled() < filled {
+                std::thread::yield_now();
+            }
+            assert_eq!(progress.filled(), filled);
+        };
+        rests_at(AHEAD_BYTES);
+        fill.want(AHEAD_BYTES + CHUNK_BYTES as u64 - 1);
+        rests_at(AHEAD_BYTES);
+        fill.want(AHEAD_BYTES + CHUNK_BYTES as u64);
+        rests_at(AHEAD_BYTES + CHUNK_BYTES as u64);
+        fill.want(u64::MAX);
+        while progress.filled() < bytes {
+            std::thread::yield_now();
+        }
+        fill.take().expect("it was filled");
     }
 }

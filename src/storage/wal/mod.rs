@@ -414,6 +414,7 @@ impl Wal {
         let bytes = u64::try_from(self.encoder.buffer.len()).expect("lengths fit");
         if let Some(fill) = &mut self.tail_fill {
             fill.make_way(self.offset + bytes);
+            fill.want(self.offset + bytes + fill::AHEAD_BYTES);
         }
         let start = self.clock.now();
         let written = self.tail().write_at(&self.encoder.buffer, self.offset);
@@ -489,10 +490,14 @@ impl Wal {
     }
 
     /// Begins to make the next segment once a quarter of this one is full: a member that writes
-    /// little never pays for it, one that writes much has it in time.
+    /// little never pays for it, one that writes much has it whole before this one is full.
     fn prepare_next(&mut self) -> Result<(), WalError> {
-        let due = self.options.zero_fill && self.options.segment_bytes / 4 <= self.offset;
-        if self.next.is_some() || !due {
+        let quarter = self.options.segment_bytes / 4;
+        if let Some(next) = &self.next {
+            next.want(2 * self.offset.saturating_sub(quarter) + fill::AHEAD_BYTES);
+            return Ok(());
+        }
+        if !self.options.zero_fill || self.offset < quarter {
             return Ok(());
         }
         let sequence = self.held.back().expect("one segment is open").name.sequence + 1;
