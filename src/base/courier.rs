@@ -90,7 +90,13 @@ impl Courier {
             // C2. Without a task nobody would notice what is handed over.
             state.wakers.is_empty() && state.task.is_some()
         });
-        waited.unwrap_or_else(PoisonError::into_inner).0.asleep = false;
+        let (mut state, _) = waited.unwrap_or_else(PoisonError::into_inner);
+        state.asleep = false;
+        let task = if state.wakers.is_empty() { None } else { state.task.take() };
+        drop(state);
+        if let Some(task) = task {
+            task.wake();
+        }
     }
 
     fn hand_over(&self, wakers: Vec<Waker>) {
@@ -100,13 +106,15 @@ impl Courier {
             return wakers.into_iter().for_each(Waker::wake);
         }
         state.wakers.extend(wakers);
-        let (task, asleep) = (state.task.take(), state.asleep);
+        if state.asleep {
+            // It wakes the task itself, which costs no system call there.
+            drop(state);
+            return self.handed_over.notify_one();
+        }
+        let task = state.task.take();
         drop(state);
         if let Some(task) = task {
             task.wake();
-        }
-        if asleep {
-            self.handed_over.notify_one();
         }
     }
 

@@ -35,8 +35,9 @@ pub(super) const CHUNK_BYTES: usize = 256 << 10;
 const WRITE_BYTES: usize = 16 << 10;
 /// Rest between chunks while the filler is far enough ahead of the log.
 const CHUNK_PAUSE: Duration = Duration::from_millis(5);
-/// How far ahead of the log that is: what it writes in a fifth of a second at most.
-pub(super) const AHEAD_BYTES: u64 = 8 << 20;
+/// How far ahead of the log that is: what it writes in half a second at most. Under such a load the
+/// filler needs the time, because it is the last to get the processor.
+pub(super) const AHEAD_BYTES: u64 = if cfg!(test) { 8 * CHUNK_BYTES as u64 } else { 32 << 20 };
 
 /// A fill in progress, or done.
 #[derive(Debug)]
@@ -84,14 +85,13 @@ impl Fill {
         Ok(Self { progress, thread: Some(thread) })
     }
 
-    /// Asks for zeros up to `to` (L2).
+    /// Asks for zeros up to `to` (L2), if a filler still runs.
     pub(super) fn want(&self, to: u64) {
+        let Some(thread) = &self.thread else { return };
         let Progress { filled, wanted, rests, .. } = &*self.progress;
         wanted.store(to, Ordering::SeqCst);
-        if filled.load(Ordering::Acquire) + CHUNK_BYTES as u64 <= to
-            && rests.swap(false, Ordering::SeqCst)
-            && let Some(thread) = &self.thread
-        {
+        let lacks_chunk = filled.load(Ordering::Acquire) + CHUNK_BYTES as u64 <= to;
+        if lacks_chunk && rests.swap(false, Ordering::SeqCst) {
             thread.thread().unpark();
         }
     }
@@ -196,6 +196,7 @@ mod tests {
         fill.make_way(bytes);
         let file = fill.progress.filled.load(Ordering::Acquire);
         assert_eq!(file, u64::MAX, "a filler still runs");
+        fill.want(bytes);
         let stored = std::fs::read(&path).unwrap();
         assert_eq!(u64::try_from(stored.len()).unwrap(), bytes);
         assert!(stored.iter().all(|&byte| byte == 0));
