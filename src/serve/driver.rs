@@ -308,7 +308,8 @@ where
             }
             self.core.resume();
             if self.core.has_news() {
-                turn = Turn::Again;
+                // A piece of a large answer is as much as another connection waits for.
+                turn = if unread { Turn::Later } else { Turn::Again };
             } else if self.core.is_drained() {
                 return Err(Over::Done);
             }

@@ -45,9 +45,9 @@ use crate::{base::duration::Took, failpoint};
 
 /// The beginning of the names of copies.
 pub(super) const COPY_PREFIX: &str = "copy-";
-/// Stored bytes that a step copies, about: what the disk takes 0.4 ms to sync, which a sync of the log
+/// Stored bytes that a step copies, about: what the disk takes 0.3 ms to sync, which a sync of the log
 /// may have to wait for. With 1 MiB it is 0.9 ms.
-const STEP_BYTES: usize = 256 << 10;
+const STEP_BYTES: usize = 128 << 10;
 
 /// Tells the copies of this process apart.
 static COPIES: AtomicU64 = AtomicU64::new(1);

@@ -8,7 +8,7 @@
 //!                     64 MiB            1 MiB or 100 ms
 //!                        |                                    between commits, one step at a time:
 //!                        +-- Compact ----> dead rows, all --> delete 1000, rest 10 ms
-//!                        +-- Defragment -> copy ------------> copy 256 KiB, rest 2 ms, swap, then
+//!                        +-- Defragment -> copy ------------> copy 128 KiB, rest 1 ms, swap, then
 //!                        |                                    give 2 MiB of the old file back, rest 5 ms
 //!                        +-- Install ----> swap
 //! ```
@@ -150,7 +150,7 @@ impl Default for FlusherOptions {
 }
 
 /// Rest between two steps of a copy, so that log syncs get through.
-const COPY_PAUSE: Duration = Duration::from_millis(2);
+const COPY_PAUSE: Duration = Duration::from_millis(1);
 
 /// Rest between two steps of giving back a file that was replaced.
 const REMAINS_PAUSE: Duration = Duration::from_millis(5);
