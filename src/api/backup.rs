@@ -2,8 +2,8 @@
 //!
 //! Decides how the file is cut: pieces of 32 KiB, each telling what is left, and at the end a
 //! message with the SHA-256 of everything before, by which clients tell a whole copy from a torn
-//! one. Reading the backend may block, and hashing it takes long, so both happen on a thread of
-//! their own that others go before; the stream's bound keeps it at the client's pace. Called by
+//! one. Reading the backend may block, and hashing it takes long, so both happen on a thread that
+//! may, and that others go before; the stream's bound keeps it at the client's pace. Called by
 //! `dispatch`.
 //!
 //! Source: etcd `server/etcdserver/api/v3rpc/maintenance.go`, `Snapshot`.
@@ -13,7 +13,6 @@ use std::sync::Arc;
 use bytes::{Bytes, BytesMut};
 use proto::etcdserverpb::SnapshotResponse;
 use sha2::{Digest, Sha256};
-use tokio::sync::oneshot;
 use tracing::{error, info};
 
 use super::{
@@ -23,7 +22,7 @@ use super::{
     member::{Backup, Member, State},
     status::{Failure, Refusal},
 };
-use crate::base::thread::{self, Priority};
+use crate::base::thread;
 
 /// The size of a piece.
 const PIECE_BYTES: usize = 32 << 10;
@@ -39,17 +38,19 @@ pub(super) async fn run<M: Member>(edge: Arc<Edge<M>>, outbox: Outbox) -> Result
         "sending database snapshot to client"
     );
     let started = edge.clock.now();
-    let (sent, outcome) = oneshot::channel();
-    let spawned = thread::spawn("backup-send", Priority::Background, {
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "the backend blocks for as long as the client takes, and there are as many such \
+                  threads as backups"
+    )]
+    let sent = tokio::task::spawn_blocking({
         let version = version.clone();
-        // Nobody waits any more for what becomes of it once the client has gone.
-        move || drop(sent.send(send(backup, &version, &outbox)))
+        move || {
+            thread::give_way();
+            send(backup, &version, &outbox)
+        }
     });
-    if let Err(error) = spawned {
-        error!(%error, "failed to start the thread that sends a snapshot");
-        return Err(Refusal::BackendFailed.into());
-    }
-    outcome.await.map_err(|_panicked| Failure::from(Refusal::BackendFailed))??;
+    sent.await.map_err(|_panicked| Failure::from(Refusal::BackendFailed))??;
     let took = edge.clock.now().saturating_sub(started);
     info!(
         "total-bytes" = total_bytes,

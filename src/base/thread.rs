@@ -2,7 +2,7 @@
 //!
 //! Decides their names and their priority. Called by `boot`, which owns the list of threads.
 
-use std::{io, thread, time::Duration};
+use std::{cell::Cell, io, thread, time::Duration};
 
 /// The scheduling priority of a thread.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -15,6 +15,10 @@ pub enum Priority {
 
 /// Added to the niceness of background threads.
 const BACKGROUND_NICE: i32 = 10;
+
+thread_local! {
+    static GIVES_WAY: Cell<bool> = const { Cell::new(false) };
+}
 
 /// Runs `work` on this thread and on up to `others` more, until all are done. Whatever there is to
 /// do, they share it out among themselves: the system may refuse any of the others.
@@ -37,6 +41,16 @@ pub fn pause(time: Duration) {
     thread::sleep(time);
 }
 
+/// Gives the calling thread [`Priority::Background`] for the rest of its life. Threads of a runtime
+/// that only such work is given may ask for it each time.
+pub fn give_way() {
+    if !GIVES_WAY.replace(true) {
+        // On Linux this concerns the calling thread only. Without the right to do so the thread
+        // simply keeps its priority.
+        rustix::process::nice(BACKGROUND_NICE).ok();
+    }
+}
+
 /// Starts a thread; its name, at most 15 bytes, shows in `top -H` and in profiles.
 ///
 /// # Errors
@@ -54,9 +68,7 @@ where
     assert!(name.len() <= 15, "the kernel cuts the thread name {name:?}");
     thread::Builder::new().name(name.to_owned()).spawn(move || {
         if priority == Priority::Background {
-            // On Linux this concerns the calling thread only. Without the right to do so the
-            // thread simply keeps its priority.
-            rustix::process::nice(BACKGROUND_NICE).ok();
+            give_way();
         }
         body()
     })
