@@ -1,5 +1,5 @@
 //! Effects that nobody else may reach for: clock, randomness, threads, tasks, queues, files,
-//! failpoints and metrics.
+//! failpoints, metrics and freed memory.
 //!
 //! Decides how the process touches the world outside of its own memory, so that a test or the
 //! simulator can stand in for it, and so that every queue is bounded. Used by all other modules;
@@ -14,6 +14,7 @@ pub mod error;
 pub mod failpoint;
 pub mod file;
 pub mod log;
+pub mod memory;
 pub mod metrics;
 pub mod queue;
 pub mod random;

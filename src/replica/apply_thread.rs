@@ -16,6 +16,7 @@ use proto::raftpb::{ConfChange, ConfChangeType, Entry, EntryType, Snapshot, Snap
 use crate::{
     base::{
         courier::Rounds,
+        memory,
         queue::{Drained, Receiver, Sender},
     },
     lease::Lessor,
@@ -48,8 +49,8 @@ pub(super) enum ApplyInput {
 /// How often the thread looks whether the backend is durable up to a snapshot that was noted.
 const SNAPSHOT_LOOK: Duration = Duration::from_millis(50);
 
-/// How often the thread looks after background work while no entries come: an idle member wakes up
-/// rarely. Until then rows that have been flushed stay in memory.
+/// How often the thread looks after background work and freed memory while no entries come: an idle
+/// member wakes up rarely. Until then rows that have been flushed stay in memory.
 const IDLE_LOOK: Duration = Duration::from_secs(2);
 
 /// The pause between two pieces of background work, in which entries come first.
@@ -92,6 +93,9 @@ impl ApplyThread {
             };
             if self.inputs.drain(&mut inputs, Some(timeout)) == Drained::Closed {
                 break;
+            }
+            if inputs.is_empty() && timeout == IDLE_LOOK {
+                memory::give_back();
             }
             let mut answers = Answers::new();
             for input in inputs.drain(..) {

@@ -47,11 +47,11 @@ pub(super) fn prepare_tail(
     if options.fsync {
         file.sync()?;
     }
-    let filled = file.len()?;
-    if filled < options.segment_bytes {
+    if file.len()? < options.segment_bytes {
         file.allocate(options.segment_bytes)?;
     }
-    Ok(filled.max(offset))
+    // How far the filler of that process came is not known. The log goes on before this one's.
+    Ok(offset + CHUNK_BYTES as u64)
 }
 
 /// Makes an empty directory, whatever was there before.
