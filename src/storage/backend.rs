@@ -22,7 +22,7 @@ use std::{
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
-use heed::{RoIter, RoRange, RoTxn, WithoutTls, types::Bytes as Raw};
+use heed::{RoIter, RoTxn, WithoutTls, types::Bytes as Raw};
 use rustix::fs::FlockOperation;
 
 use super::{
@@ -217,20 +217,16 @@ impl Reader<'_> {
         &self,
         from: RowRevision,
     ) -> Result<impl Iterator<Item = Result<SealedRow<'_>, BackendError>> + '_, BackendError> {
-        let range = self.range(from)?;
-        Ok(range.map(|row| {
+        let key = keys::row_key(from);
+        let range = (Bound::Included(&key[..]), Bound::Unbounded);
+        let rows = self.environment.rows.range(&self.txn, &range).map_err(|e| self.failed(e))?;
+        Ok(rows.map(|row| {
             let (key, bytes) = row.map_err(|source| self.failed(source))?;
             let (key, bytes) = self.environment.lent(key, bytes);
             let revision = records::row_revision(key);
             let revision = revision.map_err(|damage| self.environment.damaged(damage))?;
             Ok(SealedRow::new(revision, bytes))
         }))
-    }
-
-    fn range(&self, from: RowRevision) -> Result<RoRange<'_, Raw, Raw>, BackendError> {
-        let key = keys::row_key(from);
-        let range = (Bound::Included(&key[..]), Bound::Unbounded);
-        self.environment.rows.range(&self.txn, &range).map_err(|e| self.failed(e))
     }
 
     /// Every row from `from` on, in order.
@@ -248,8 +244,11 @@ impl Reader<'_> {
     ///
     /// # Errors
     /// As [`Reader::row`]; each item likewise.
-    pub fn row_refs(&self, from: RowRevision) -> Result<RowRefs<'_>, BackendError> {
-        Ok(RowRefs { inner: self.range(from)?, reader: self })
+    pub fn row_refs(
+        &self,
+        from: RowRevision,
+    ) -> Result<impl Iterator<Item = Result<RowRef<'_>, BackendError>> + '_, BackendError> {
+        Ok(self.sealed_rows(from)?.map(|row| self.open(row?)))
     }
 
     /// The last stored row's place in history.
@@ -259,7 +258,6 @@ impl Reader<'_> {
     pub fn last_row(&self) -> Result<Option<RowRevision>, BackendError> {
         let last = self.environment.rows.last(&self.txn).map_err(|e| self.failed(e))?;
         let Some((key, sealed)) = last else { return Ok(None) };
-        let (key, sealed) = self.environment.lent(key, sealed);
         let row = self.environment.open_row(key, sealed)?;
         Ok(Some(row.revision))
     }
@@ -326,33 +324,6 @@ impl Drop for Reader<'_> {
 impl std::fmt::Debug for Reader<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Reader").field("transaction", &self.txn.id()).finish_non_exhaustive()
-    }
-}
-
-/// Rows in order: see [`Reader::row_refs`].
-pub struct RowRefs<'r> {
-    inner: RoRange<'r, Raw, Raw>,
-    reader: &'r Reader<'r>,
-}
-
-impl<'r> Iterator for RowRefs<'r> {
-    type Item = Result<RowRef<'r>, BackendError>;
-
-    fn next(&mut self) -> Option<Self::Item> {
-        let environment = &self.reader.environment;
-        Some(match self.inner.next()? {
-            Ok((key, sealed)) => {
-                let (key, sealed) = environment.lent(key, sealed);
-                environment.open_row(key, sealed)
-            }
-            Err(source) => Err(self.reader.failed(source)),
-        })
-    }
-}
-
-impl std::fmt::Debug for RowRefs<'_> {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("RowRefs").finish_non_exhaustive()
     }
 }
 

@@ -185,13 +185,14 @@ impl Environment {
     /// Checks and reads a row that a read transaction lent.
     pub(super) fn open_row<'t>(
         &self,
-        key: &[u8],
+        key: &'t [u8],
         sealed: &'t [u8],
     ) -> Result<RowRef<'t>, BackendError> {
-        records::open_row(key, self.within(sealed)).map_err(|damage| self.damaged(damage))
+        let (key, sealed) = self.lent(key, sealed);
+        records::open_row(key, sealed).map_err(|damage| self.damaged(damage))
     }
 
-    /// Checks a record that a read transaction lent, and reads its value.
+    /// Checks a record that a read transaction lent under a known key, and reads its value.
     pub(super) fn open_value<'t>(
         &self,
         table: Table,
