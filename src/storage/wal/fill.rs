@@ -37,7 +37,7 @@ const WRITE_BYTES: usize = 16 << 10;
 const CHUNK_PAUSE: Duration = Duration::from_millis(5);
 /// How far ahead of the log that is: what it writes in half a second at most. Under such a load the
 /// filler needs the time, because it is the last to get the processor.
-pub(super) const AHEAD_BYTES: u64 = if cfg!(test) { 8 * CHUNK_BYTES as u64 } else { 32 << 20 };
+const AHEAD_BYTES: u64 = if cfg!(test) { 8 * CHUNK_BYTES as u64 } else { 32 << 20 };
 
 /// A fill in progress, or done.
 #[derive(Debug)]
@@ -85,22 +85,23 @@ impl Fill {
         Ok(Self { progress, thread: Some(thread) })
     }
 
-    /// Asks for zeros up to `to` (L2), if a filler still runs.
-    pub(super) fn want(&self, to: u64) {
+    /// Has the filler keep its distance from `position` (L2), if it still runs.
+    pub(super) fn keep_ahead_of(&self, position: u64) {
         let Some(thread) = &self.thread else { return };
-        let Progress { filled, wanted, rests, .. } = &*self.progress;
-        wanted.store(to, Ordering::SeqCst);
-        let lacks_chunk = filled.load(Ordering::Acquire) + CHUNK_BYTES as u64 <= to;
-        if lacks_chunk && rests.swap(false, Ordering::SeqCst) {
+        let wanted = position + AHEAD_BYTES;
+        self.progress.wanted.store(wanted, Ordering::SeqCst);
+        let lacks_chunk = self.progress.filled() + CHUNK_BYTES as u64 <= wanted;
+        if lacks_chunk && self.progress.rests.swap(false, Ordering::SeqCst) {
             thread.thread().unpark();
         }
     }
 
     /// Makes sure that the log may write up to `end` (L1).
     pub(super) fn make_way(&mut self, end: u64) {
-        if self.progress.filled.load(Ordering::Acquire) < end {
+        if self.progress.filled() < end {
             self.finish_early();
         }
+        self.keep_ahead_of(end);
     }
 
     /// The file, as far as it is filled.
@@ -140,14 +141,13 @@ pub(super) fn reserve(disk: &Disk, path: &std::path::Path, bytes: u64) -> io::Re
 }
 
 impl Progress {
-    #[cfg(test)]
     fn filled(&self) -> u64 {
         self.filled.load(Ordering::Acquire)
     }
 
     /// Where the next chunk ends, once it is wanted; `None` when there is no more to do.
     fn next_chunk(&self, to: u64) -> Option<u64> {
-        let end = to.min(self.filled.load(Ordering::Acquire) + CHUNK_BYTES as u64);
+        let end = to.min(self.filled() + CHUNK_BYTES as u64);
         while !self.stop.load(Ordering::Acquire) {
             if end <= self.wanted.load(Ordering::SeqCst) {
                 return Some(end);
@@ -164,7 +164,7 @@ impl Progress {
 
 fn run(file: &File, progress: &Progress, to: u64) -> io::Result<()> {
     let zeros = vec![0; WRITE_BYTES];
-    let mut filled = progress.filled.load(Ordering::Acquire);
+    let mut filled = progress.filled();
     while filled < to
         && let Some(end) = progress.next_chunk(to)
     {
@@ -194,9 +194,8 @@ mod tests {
         let bytes = 3 * u64::try_from(CHUNK_BYTES).unwrap() + 17;
         let mut fill = Fill::create(Disk::system(), path.clone(), bytes).unwrap();
         fill.make_way(bytes);
-        let file = fill.progress.filled.load(Ordering::Acquire);
-        assert_eq!(file, u64::MAX, "a filler still runs");
-        fill.want(bytes);
+        assert_eq!(fill.progress.filled(), u64::MAX, "a filler still runs");
+        fill.keep_ahead_of(bytes);
         let stored = std::fs::read(&path).unwrap();
         assert_eq!(u64::try_from(stored.len()).unwrap(), bytes);
         assert!(stored.iter().all(|&byte| byte == 0));
@@ -215,11 +214,11 @@ mod tests {
             assert_eq!(progress.filled(), filled);
         };
         rests_at(AHEAD_BYTES);
-        fill.want(AHEAD_BYTES + CHUNK_BYTES as u64 - 1);
+        fill.keep_ahead_of(CHUNK_BYTES as u64 - 1);
         rests_at(AHEAD_BYTES);
-        fill.want(AHEAD_BYTES + CHUNK_BYTES as u64);
+        fill.keep_ahead_of(CHUNK_BYTES as u64);
         rests_at(AHEAD_BYTES + CHUNK_BYTES as u64);
-        fill.want(u64::MAX);
+        fill.keep_ahead_of(bytes);
         while progress.filled() < bytes {
             std::thread::yield_now();
         }

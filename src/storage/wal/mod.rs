@@ -414,7 +414,6 @@ impl Wal {
         let bytes = u64::try_from(self.encoder.buffer.len()).expect("lengths fit");
         if let Some(fill) = &mut self.tail_fill {
             fill.make_way(self.offset + bytes);
-            fill.want(self.offset + bytes + fill::AHEAD_BYTES);
         }
         let start = self.clock.now();
         let written = self.tail().write_at(&self.encoder.buffer, self.offset);
@@ -494,7 +493,7 @@ impl Wal {
     fn prepare_next(&mut self) -> Result<(), WalError> {
         let quarter = self.options.segment_bytes / 4;
         if let Some(next) = &self.next {
-            next.want(2 * self.offset.saturating_sub(quarter) + fill::AHEAD_BYTES);
+            next.keep_ahead_of(2 * self.offset.saturating_sub(quarter));
             return Ok(());
         }
         if !self.options.zero_fill || self.offset < quarter {
