@@ -521,7 +521,8 @@ where
         let run =
             async move { Outcome::Grpc(api::unary(edge, rpc, remote, metadata, message).await) };
         self.run(key, Box::pin(run));
-        if self.calls.get(key).is_some() {
+        // A long answer that has begun is among the calls, too.
+        if matches!(self.calls.get(key), Some(Work::Running(_))) {
             rest::call_waits();
         } else {
             rest::call_goes_on();
