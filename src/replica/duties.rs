@@ -37,7 +37,7 @@ const LEASE_LOOK_MAX: Duration = Duration::from_secs(1);
 /// before it.
 const REVOKES_TOGETHER_MAX: usize = 26;
 
-/// The time from one lot to the next, which leaves the threads to clients: some 25,000 leases expire
+/// The time from one lot to the next, which leaves the threads to clients: up to 26,000 leases expire
 /// per second, in etcd 1,000.
 const REVOKES_PERIOD: Duration = Duration::from_millis(1);
 

@@ -23,14 +23,14 @@
 //! - G1 A proposal waits at most once, for at most [`WAIT_MAX`].
 //! - G2 A client alone never waits: its writes carry one proposal each.
 //!
-//! Measured in an open loop of 10,000 puts per second, together with `serve/rest.rs`: 2.7 times less
-//! processor time per put, a twentieth of the syncs; a put takes 1.6 ms at the median instead of
-//! 0.35, and 3.0 ms instead of 1.5 at the 99th percentile.
+//! Measured in an open loop of 10,000 puts per second, together with `serve/rest.rs`: 2.9 times less
+//! processor time per put, a twentieth of the syncs; a put takes 1.5 ms at the median instead of
+//! 0.35, and 2.8 ms instead of 1.5 at the 99th percentile.
 
 use std::time::Duration;
 
 /// How long a write waits for company at most: then a put takes about as long as with official etcd
-/// at the rates at which it pays to wait, 1.6 to 2.3 ms. With 1 ms it cost a fifth more processor
+/// at the rates at which it pays to wait, 1.0 to 2.3 ms. With 1 ms it cost a fifth more processor
 /// time at 10,000 per second.
 const WAIT_MAX: Duration = Duration::from_micros(1_500);
 
